@@ -1,0 +1,1 @@
+"""Differential privacy at the site: randomness, lots, accounting and the ledger."""

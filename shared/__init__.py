@@ -1,0 +1,1 @@
+"""What hospitals and coordinator both need: plan, protocol, models, keys."""

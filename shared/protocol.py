@@ -1,0 +1,145 @@
+"""Every field that crosses the wire, once: versioned, and validated on both ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+RefusalCode = Literal[
+    "study-not-approved",  # no human at the site has approved this digest (or it expired)
+    "study-invalid",  # the plan that came along is not valid or not the one of the digest
+    "policy-epsilon",  # the study's epsilon exceeds what the policy grants
+    "policy-delta",
+    "policy-cohort",  # too few patients, in all or of a class
+    "policy-rounds",  # more rounds a day than allowed
+    "policy-device",  # memory, device or hours
+    "policy-evaluation",
+    "budget-exhausted",  # the ledger has no budget (or no spare round) left
+    "ledger-rollback",  # the ledger is older than the one the server countersigned
+    "ledger-invalid",
+    "data-unusable",
+    "bundle-refused",
+    "message-invalid",
+    "out-of-order",  # the round was done already and cannot be sent again
+    "internal-error",
+]
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Wire(BaseModel):
+    """Base of every record on the wire: frozen, unknown fields refused, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: Literal[1] = PROTOCOL_VERSION
+
+
+class LedgerHead(Wire):
+    """Head of a site's ledger chain: how many entries it has and the last one's hash."""
+
+    entries: int = Field(ge=0)
+    hash: Digest
+
+
+class Request(Wire):
+    """What the server asks of a site in one message; the global weights travel beside it."""
+
+    task: Literal["train", "evaluate"]
+    run: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="id of the server's run")
+    study_digest: Digest
+    study: str = Field(max_length=65_536, description="canonical JSON of the plan, for approval")
+    round: int = Field(ge=1, description="1 for the first round; closing evaluation: rounds + 1")
+    attempt: int = Field(default=0, ge=0, description="counts repeats of the same round")
+    known_head: LedgerHead | None = Field(
+        default=None, description="the site's ledger head as the server last saw it"
+    )
+    countersignature: str = Field(
+        default="", max_length=256, description="the server's signature of known_head, base64"
+    )
+
+
+class ScoreHistogram(Wire):
+    """Noised counts of held-out patients' scores, never the scores.
+
+    `counts` has shape [targets, 2, bins]: for each target class (binary tasks have one, the
+    positive class), the patients that do not have it and those that do, by predicted
+    probability in equal bins over [0, 1]. Gaussian noise of standard deviation `noise` was
+    added to every count (0 when the policy shares exact counts), so counts may be negative.
+    """
+
+    targets: int = Field(ge=1, le=20)
+    bins: int = Field(ge=4, le=256)
+    noise: float = Field(ge=0)
+    counts: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _shape(self) -> ScoreHistogram:
+        if len(self.counts) != self.targets * 2 * self.bins:
+            raise ValueError("counts must hold targets x 2 x bins numbers")
+        return self
+
+
+class Spending(Wire):
+    """Privacy spent at a site in this study, over its worst-off group of patients."""
+
+    epsilon: float = Field(ge=0, description="spent so far, reservations included")
+    budget: float = Field(ge=0)
+    delta: float = Field(ge=0, lt=1)
+    noise_multiplier: float = Field(ge=0, description="sigma of training; 0: no privacy")
+    sampling_rate: float = Field(ge=0, le=1)
+    steps: int = Field(ge=0, description="training steps charged so far")
+
+
+class Refusal(Wire):
+    """Why a site did not do what was asked; no numbers the policy hides."""
+
+    code: RefusalCode
+
+
+class Reply(Wire):
+    """A site's answer; the update (new minus global weights) travels beside it."""
+
+    study_digest: Digest
+    run: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    round: int = Field(ge=1)
+    outcome: Literal["update", "evaluated", "refused"]
+    refusal: Refusal | None = None
+    patients: int = Field(default=0, ge=0, description="training patients N (public)")
+    spending: Spending | None = None
+    evaluation: ScoreHistogram | None = None
+    head: LedgerHead | None = None
+    resent: bool = Field(default=False, description="computed earlier, sent again after a crash")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Reply:
+        if (self.outcome == "refused") != (self.refusal is not None):
+            raise ValueError("exactly the refused replies carry a refusal")
+        if self.outcome == "update" and self.patients < 1:
+            raise ValueError("an update must come from at least one patient")
+        return self
+
+
+T = TypeVar("T", bound=Wire)
+
+
+def parse(kind: type[T], text: str, where: str) -> T:
+    """Validate one record received as JSON.
+
+    Raises:
+        ProtocolError: Naming the fields that are wrong, never their values.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, e["loc"])) or "message" for e in error.errors()})
+        raise ProtocolError(
+            f"a {kind.__name__.lower()} has wrong fields: {', '.join(fields)}",
+            where,
+            f"Both ends must run releases with protocol version {PROTOCOL_VERSION}",
+        ) from None

@@ -1,0 +1,1 @@
+"""Federations on one machine: phantoms, the demo and the simulation harness."""
