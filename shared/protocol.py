@@ -37,7 +37,7 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    version: Literal[1] = PROTOCOL_VERSION
+    version: Literal[1] = 1
 
 
 class LedgerHead(Wire):

@@ -1,0 +1,22 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; its absence is a failure where CONSILIUM_REQUIRE_DATA is set."""
+    folder = Path(
+        os.environ.get("CONSILIUM_DATA", Path(__file__).parents[2] / "shared" / "data")
+    ).resolve()
+    if not (folder / "pneumoniamnist.npz").is_file():
+        message = f"real images not found in {folder}: set CONSILIUM_DATA"
+        if os.environ.get("CONSILIUM_REQUIRE_DATA"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
