@@ -1,0 +1,142 @@
+"""The coordinator's SuperLink: its command line, its processes' environment, its control API."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import CoordinatorError
+from shared.flower import QUIET
+from shared.flower.bundle import bundle
+
+
+@dataclass(frozen=True)
+class LinkSettings:
+    """What a SuperLink needs.
+
+    Attributes:
+        home: Folder of its state database and log.
+        fleet: host:port nodes connect to (gRPC, TLS).
+        control_port: Loopback port of the control and runtime API (HTTPS).
+        certificate: Server certificate (PEM); key and ca beside it.
+        key: Server private key (PEM).
+        ca: Certificate authority (PEM).
+    """
+
+    home: Path
+    fleet: str
+    control_port: int
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+def superlink_command(settings: LinkSettings) -> list[str]:
+    """Return the command line of a SuperLink: TLS, node authentication, SQLite, no installs."""
+    return [
+        str(Path(sys.executable).with_name("flower-superlink")),
+        *("--ssl-certfile", str(settings.certificate), "--ssl-keyfile", str(settings.key)),
+        *("--ssl-ca-certfile", str(settings.ca), "--enable-supernode-auth"),
+        *("--database", str(settings.home / "superlink.sqlite")),
+        *("--host", "127.0.0.1", "--port", str(settings.control_port)),
+        *("--fleet-api-address", settings.fleet, "--fleet-api-type", "grpc-rere"),
+        "--disable-runtime-dependency-installation",
+    ]
+
+
+def process_environment(home: Path, **extra: str) -> dict[str, str]:
+    """Return the environment of a Flower process whose Flower home is `home`/flower."""
+    tools = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        **QUIET,
+        "FLWR_HOME": str(home / "flower"),
+        "PATH": tools + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+        **extra,
+    }
+
+
+class Control:
+    """The SuperLink's control API, over HTTPS on loopback only.
+
+    Args:
+        port: Its port on 127.0.0.1.
+        ca: Certificate authority (PEM) its certificate must come from.
+    """
+
+    def __init__(self, port: int, ca: Path) -> None:
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        self._client = ControlHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{port}",
+            insecure=False,
+            root_certificates=ca.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def register(self, public_key: bytes, name: str) -> int:
+        """Register a node's public key (OpenSSH EC); return its node id."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+        from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+        key = load_ssh_public_key(public_key)
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise CoordinatorError("the node's public key is not an elliptic-curve key", name)
+        request = RegisterNodeRequest(public_key=public_key_to_bytes(key), name=name)
+        return int(self._call("register a node", self._client.RegisterNode, request).node_id)
+
+    def unregister(self, node: int) -> None:
+        """Take a node's registration away; it can no longer connect."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        request = UnregisterNodeRequest(node_id=node)
+        self._call("unregister a node", self._client.UnregisterNode, request)
+
+    def start_run(self, run: str, content: bytes | None = None) -> int:
+        """Start a run of this release's bundle (or of `content`); return Flower's run id."""
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.fab import Fab
+
+        content = content or bundle()
+        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        request = StartRunRequest(
+            fab=fab_to_proto(fab), override_config=user_config_to_proto({"run": run})
+        )
+        return int(self._call("start the run", self._client.StartRun, request).run_id)
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        self._call("stop the run", self._client.StopRun, StopRunRequest(run_id=run_id))
+
+    def run_status(self, run_id: int) -> str:
+        """Return Flower's status of a run, such as "running" or "finished:failed"."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        runs = self._call("ask for the run", self._client.ListRuns, ListRunsRequest(run_id=run_id))
+        status = runs.run_dict[run_id].status
+        return f"{status.status}:{status.sub_status}".rstrip(":")
+
+    @staticmethod
+    def _call(what: str, method: Callable[[Any], Any], request: Any) -> Any:
+        import httpx
+
+        try:
+            return method(request)
+        except httpx.HTTPError as error:
+            raise CoordinatorError(
+                f"the SuperLink refused to {what}: {type(error).__name__}",
+                "control API on loopback",
+                "Is the server running? See its log",
+            ) from None

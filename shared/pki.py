@@ -1,0 +1,126 @@
+"""Keys and certificates: the coordinator's authority, its server certificate, the nodes' keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from shared.errors import CoordinatorError, SiteError
+
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 397
+
+
+def create_authority(folder: Path, name: str = "Consilium") -> None:
+    """Make a certificate authority: `ca.key` (0600) and `ca.pem`, EC P-384.
+
+    Raises:
+        CoordinatorError: One exists already; replacing it would lock every hospital out.
+    """
+    if (folder / "ca.key").exists():
+        raise CoordinatorError(
+            "a certificate authority exists already", str(folder), "Keep it, or use a new folder"
+        )
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} certificate authority")])
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    certificate = (
+        _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+    _write_private(folder / "ca.key", _pem(key))
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+
+
+def issue_server_certificate(folder: Path, hosts: list[str]) -> None:
+    """Issue `server.pem` and `server.key` (0600) from the folder's authority.
+
+    Args:
+        folder: Where `ca.key` and `ca.pem` are.
+        hosts: DNS names and IP addresses the server is reached at.
+    """
+    authority_key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    authority = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
+        raise CoordinatorError("the authority's key is not an EC key", str(folder / "ca.key"))
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    certificate = (
+        _builder(subject, authority.subject, key.public_key(), SERVER_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([_alternative(h) for h in hosts]), False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), False
+        )
+        .sign(authority_key, hashes.SHA384())
+    )
+    _write_private(folder / "server.key", _pem(key))
+    (folder / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+
+
+def create_node_key(home: Path) -> None:
+    """Make a node's key pair: `node.key` (OpenSSH EC P-384, 0600) and `node.pub`.
+
+    Raises:
+        SiteError: A key exists already.
+    """
+    if (home / "node.key").exists():
+        raise SiteError("the node has a key already", str(home / "node.key"), "Keep using it")
+    key = ec.generate_private_key(ec.SECP384R1())
+    _write_private(
+        home / "node.key",
+        key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
+    )
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    (home / "node.pub").write_bytes(public + b"\n")
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        # An hour back: hospital clocks drift.
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _alternative(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
