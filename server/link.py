@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import subprocess
@@ -109,7 +110,11 @@ def _check_free(address: str) -> None:
 def _answers(address: str) -> bool:
     host, port = _split(address)
     try:
-        with socket.create_connection((host if host != "0.0.0.0" else "127.0.0.1", port), 1):
+        any_address = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        any_address = False
+    try:
+        with socket.create_connection(("localhost" if any_address else host, port), 1):
             return True
     except OSError:
         return False

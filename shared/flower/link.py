@@ -62,6 +62,15 @@ def process_environment(home: Path, **extra: str) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """Flower's view of a run: whether it ended, how ("completed", "failed"), and the details."""
+
+    finished: bool
+    outcome: str
+    details: str
+
+
 class Control:
     """The SuperLink's control API, over HTTPS on loopback only.
 
@@ -120,13 +129,13 @@ class Control:
 
         self._call("stop the run", self._client.StopRun, StopRunRequest(run_id=run_id))
 
-    def run_status(self, run_id: int) -> str:
-        """Return Flower's status of a run, such as "running" or "finished:failed"."""
+    def run_status(self, run_id: int) -> RunStatus:
+        """Return Flower's status of a run."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
         runs = self._call("ask for the run", self._client.ListRuns, ListRunsRequest(run_id=run_id))
         status = runs.run_dict[run_id].status
-        return f"{status.status}:{status.sub_status}".rstrip(":")
+        return RunStatus(status.status == "finished", status.sub_status, status.details)
 
     @staticmethod
     def _call(what: str, method: Callable[[Any], Any], request: Any) -> Any:

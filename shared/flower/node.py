@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -131,11 +132,20 @@ class _Guard:
 
         @contextmanager
         def guarded(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
-            with connect(*args, **kwargs) as connection:
+            with ExitStack() as stack:
+                try:
+                    connection = stack.enter_context(connect(*args, **kwargs))
+                except SystemExit:
+                    raise SiteError(
+                        "the server does not know this node's key",
+                        args[0],
+                        "Send node.pub to the coordinator and ask to be enrolled; if you were, "
+                        "ask whether the enrolment was revoked",
+                    ) from None
                 node, receive, send, get_run, get_fab, *rest = connection
                 yield (
                     node,
-                    receive,
+                    lambda: _ask_often(receive),
                     send,
                     lambda run_id: self.check_run(run_id, get_run(run_id)),
                     lambda digest, run_id: self.check_bundle(run_id, get_fab(digest, run_id)),
@@ -171,3 +181,12 @@ class _Guard:
     def _refuse(self, run_id: int, fab: Any, reason: str) -> Any:
         self._on_refusal(run_id, reason)
         return replace(fab, verifications={})
+
+
+def _ask_often(receive: Callable[[], Any]) -> Any:
+    """Ask for a message each second for a while; Flower itself asks every three seconds."""
+    for _ in range(15):
+        if (received := receive()) is not None:
+            return received
+        time.sleep(1)
+    return None

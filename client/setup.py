@@ -1,0 +1,118 @@
+"""Setting up a site: its home folder, its keys, and a `site.toml` a person can read and change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from client.site import Site, load_site
+from client.vault import Vault
+from shared import pki
+from shared.errors import SiteError
+from shared.invitation import Invitation
+
+
+def create_site(
+    home: Path,
+    name: str,
+    invitation: Invitation,
+    images: Path,
+    labels: Path,
+    *,
+    columns: dict[str, str] | None = None,
+    values: dict[str, str] | None = None,
+    without_patient_id: str = "refuse",
+    policy: dict[str, float | bool | str] | None = None,
+    compute: dict[str, float | str] | None = None,
+) -> Site:
+    """Make a site's home: node key, vault key, the coordinator's public files, `site.toml`.
+
+    Args:
+        home: New or empty folder; becomes mode 0700.
+        name: The hospital's name as others see it.
+        invitation: From the coordinator.
+        images: Folder of DICOM files.
+        labels: The labels table (CSV).
+        columns: Names of the table's columns, where they differ from file, patient, label.
+        values: The table's label values and the study's classes they mean.
+        without_patient_id: `refuse` or `image-is-patient`.
+        policy: Settings of `[policy]` that differ from the defaults.
+        compute: Settings of `[compute]` that differ from the defaults.
+
+    Returns:
+        The configured site.
+
+    Raises:
+        SiteError: The folder holds a site already, cannot be written, or a value is wrong.
+    """
+    if (home / "site.toml").exists():
+        raise SiteError("there is a site in this folder already", str(home), "Use another --home")
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.chmod(0o700)
+        pki.create_node_key(home)
+        Vault.open(home / "vault.key")
+        (home / "ca.pem").write_text(invitation.ca)
+        (home / "server.pub").write_text(invitation.signing_key)
+        text = _site_toml(
+            name,
+            invitation.server,
+            images.resolve(),
+            labels.resolve(),
+            columns or {},
+            values or {},
+            without_patient_id,
+            policy or {},
+            compute or {},
+        )
+        (home / "site.toml").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SiteError(f"cannot write the site's home: {error.strerror}", str(home)) from None
+    return load_site(home)
+
+
+def _site_toml(
+    name: str,
+    server: str,
+    images: Path,
+    labels: Path,
+    columns: dict[str, str],
+    values: dict[str, str],
+    without_patient_id: str,
+    policy: dict[str, float | bool | str],
+    compute: dict[str, float | str],
+) -> str:
+    return f"""# Settings of this hospital's node. [policy] outranks any setting of the server.
+name = {_toml(name)}
+
+[server]
+address = {_toml(server)}
+ca = "ca.pem"               # the coordinator's certificate authority
+signing_key = "server.pub"  # the key the coordinator confirms the privacy ledger with
+
+[data]
+images = {_toml(str(images))}
+labels = {_toml(str(labels))}
+without_patient_id = {_toml(without_patient_id)}  # or "image-is-patient"
+
+[data.columns]              # names of the columns in the labels table
+{_lines({"file": "file", "patient": "patient", "label": "label", **columns})}
+
+[data.values]               # label value in the table = class in the study
+{_lines(values)}
+
+[policy]
+{_lines(policy)}
+
+[compute]
+{_lines(compute)}
+"""
+
+
+def _lines(values: dict[str, str] | dict[str, float | bool | str] | dict[str, float | str]) -> str:
+    return "\n".join(f"{_toml(key)} = {_toml(value)}" for key, value in values.items())
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers and booleans are valid TOML.
+    return json.dumps(value, ensure_ascii=False)

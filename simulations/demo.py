@@ -1,0 +1,194 @@
+"""The main job on one machine: hospitals as real processes, real TLS, real DICOM, real privacy.
+
+Nothing is simulated except that the hospitals share a machine and their images are made up
+(or come from a file the user names).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from server.home import ServerHome
+from shared.errors import ConsiliumError, CoordinatorError
+from shared.study import Study
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from simulations.hospitals import HospitalFolder
+
+RUN = "demo"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the user asked for; see `consilium demo --help`."""
+
+    model: str = "cnn"
+    images: Path | None = None
+    sites: int = 3
+    rounds: int | None = None
+    epsilon: float = 8.0
+    private: bool = True
+    device: str = "auto"
+    seed: int = 0
+    out: Path | None = None
+
+
+def run_demo(options: DemoOptions, console: Console) -> int:
+    """Run the main job from images to report; return the exit code.
+
+    Raises:
+        ConsiliumError: Anything the user can act on; everything started has been ended.
+    """
+    from simulations.demo_sites import make_images, start_hospitals
+    from simulations.demo_study import demo_study
+    from simulations.processes import Processes
+
+    started = time.monotonic()
+    out = _new_folder(options.out)
+    work = out / "work"
+    _say_mode(options, console)
+    with _signals_as_interrupts(), Processes() as processes:
+        try:
+            folders, notes = make_images(options, work / "images", console)
+            study = demo_study(options, folders[0])
+            home = _start_server(work / "server", processes.start, console)
+            hospitals = start_hospitals(options, folders, work, home, study, processes, console)
+            _train(home, study, hospitals, processes.dead, console)
+        except KeyboardInterrupt:
+            processes.stop()
+            console.print(f"Stopped. Everything started was ended; what there is lies in {out}.")
+            return 130
+    from simulations.demo_results import finish
+
+    finish(options, out, home.run_folder(RUN), study, folders, work, notes, console)
+    console.print(f"Took {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+def _start_server(
+    folder: Path, start: Callable[..., subprocess.Popen[bytes]], console: Console
+) -> ServerHome:
+    from client.node import free_port
+    from server.link import start_link
+
+    home = ServerHome.create(folder, f"127.0.0.1:{free_port()}", free_port(), ["localhost"])
+
+    def start_named(
+        command: list[str], env: Mapping[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        return start("server", command, env, log)
+
+    start_link(home, start_named)
+    console.print(f"Server: SuperLink on {home.settings.fleet} (gRPC, TLS, node keys).")
+    return home
+
+
+def _train(
+    home: ServerHome,
+    study: Study,
+    hospitals: list[str],
+    dead: Callable[[], list[str]],
+    console: Console,
+) -> None:
+    """Start the run and follow it to its end."""
+    from server.link import control, last_line
+    from server.live import LiveView
+
+    folder = home.create_run(RUN, study)
+    api = control(home)
+    run_id = api.start_run(RUN)
+    checked = time.monotonic()
+    with LiveView(folder, study, hospitals, console) as view:
+        while not view.state.finished:
+            view.refresh()
+            if view.state.error:
+                raise CoordinatorError(view.state.error, str(folder / "events.jsonl"))
+            if gone := dead():
+                log = home.path.parent / gone[0] / "node.log"
+                raise CoordinatorError(f"{gone[0]} ended: {last_line(log)}", str(log))
+            if time.monotonic() - checked > 2:
+                checked = time.monotonic()
+                if api.run_status(run_id).startswith("finished") and not _finished(folder):
+                    log = home.path / "superlink.log"
+                    raise CoordinatorError(f"the run ended: {last_line(log)}", str(log))
+            time.sleep(0.2)
+        view.refresh()
+
+
+def _finished(folder: Path) -> bool:
+    return '"run-finished"' in (folder / "events.jsonl").read_text()
+
+
+def _new_folder(wanted: Path | None) -> Path:
+    """Make the output folder; without a wish, the first free `consilium-demo[-N]`."""
+    candidates = [wanted] if wanted else _numbered(Path("consilium-demo"))
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True)
+            return folder.resolve()
+        except FileExistsError:
+            if wanted and wanted.is_dir() and not any(wanted.iterdir()):
+                return wanted.resolve()
+        except OSError as error:
+            raise CoordinatorError(
+                f"cannot make the output folder: {error.strerror}", str(folder), "Give another --out"
+            ) from None
+    raise CoordinatorError(
+        "the output folder is in use", str(wanted), "Give another --out, or remove it"
+    )
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    yield base
+    for number in range(2, 10_000):
+        yield base.with_name(f"{base.name}-{number}")
+
+
+def _say_mode(options: DemoOptions, console: Console) -> None:
+    if options.private:
+        console.print(
+            f"Privacy: each hospital spends at most epsilon {options.epsilon:g} per patient "
+            "over the whole run."
+        )
+    else:
+        console.print(
+            "[bold red]No differential privacy: the weights each hospital sends are computed "
+            "from its images without noise. Whoever sees them can find out who was in the data "
+            "and may rebuild images. Never do this with real patients without another legal "
+            "basis.[/bold red]"
+        )
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def python_command(*arguments: str) -> list[str]:
+    """Return the command line of the installed `consilium` command."""
+    return [str(Path(sys.executable).with_name("consilium")), *arguments]
+
+
+__all__ = ["RUN", "ConsiliumError", "DemoOptions", "python_command", "run_demo"]
