@@ -1,0 +1,68 @@
+"""Records on the wire are exact: nothing missing, nothing extra, nothing that is not a number."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import ProtocolError
+from shared.protocol import Refusal, Reply, Request, ScoreHistogram, parse
+
+DIGEST = "ab" * 32
+REPLY = {"study_digest": DIGEST, "run": "r1", "round": 1, "outcome": "update", "patients": 30}
+
+
+def test_reply_round_trips() -> None:
+    reply = Reply(
+        study_digest=DIGEST,
+        run="r1",
+        round=2,
+        outcome="refused",
+        refusal=Refusal(code="study-not-approved"),
+    )
+    assert parse(Reply, reply.model_dump_json(), "here") == reply
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"extra": 1},
+        {"version": 2},
+        {"round": 0},
+        {"outcome": "refused"},
+        {"patients": 0},
+        {"study_digest": "x"},
+        {"refusal": {"version": 1, "code": "because"}},
+        {"run": "../../etc"},
+    ],
+)
+def test_anything_else_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError, match="wrong fields"):
+        parse(Reply, json.dumps({**REPLY, **change}), "here")
+
+
+def test_the_error_names_fields_but_no_values() -> None:
+    with pytest.raises(ProtocolError) as error:
+        parse(Reply, json.dumps({**REPLY, "round": "DOE^JANE"}), "here")
+    assert "round" in str(error.value)
+    assert "DOE" not in str(error.value)
+
+
+def test_histogram_must_have_its_shape_and_be_finite() -> None:
+    ScoreHistogram(targets=1, bins=4, noise=1.0, counts=(0.0,) * 8)
+    with pytest.raises(ValueError, match="counts must hold"):
+        ScoreHistogram(targets=1, bins=4, noise=1.0, counts=(0.0,) * 7)
+    with pytest.raises(ValueError, match="finite"):
+        ScoreHistogram(targets=1, bins=4, noise=1.0, counts=(float("nan"),) * 8)
+
+
+@given(st.text(max_size=200))
+def test_foreign_text_never_raises_anything_else(text: str) -> None:
+    for kind in (Request, Reply):
+        try:
+            parse(kind, text, "here")
+        except ProtocolError:
+            continue
