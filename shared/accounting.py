@@ -1,0 +1,286 @@
+"""How much privacy a list of mechanisms spends, and how much noise a budget needs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from shared.errors import StudyError
+
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, order=True)
+class Mechanism:
+    """A Gaussian mechanism of sensitivity 1 on a Poisson sample of patients, repeated.
+
+    Neighbouring data sets differ by one patient with all images, added or removed.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise over the sensitivity; 0: no privacy.
+        sampling_rate: Chance of each patient to be in the sample, in [0, 1]; 1: everybody.
+        steps: How often it is run.
+
+    Raises:
+        StudyError: A value is out of its range.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.noise_multiplier < math.inf
+            and 0 <= self.sampling_rate <= 1
+            and self.steps >= 0
+        ):
+            raise StudyError(
+                "noise must be finite and not negative, the sampling rate in [0, 1] and the "
+                f"steps not negative: {self}",
+                todo="Correct the study's training and privacy sections",
+            )
+
+
+def epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Return an upper bound on the epsilon of the mechanisms composed.
+
+    The smaller of two bounds that both hold: the PRV accountant (Gopi, Lee and Wutschitz 2021;
+    the worse of adding and of removing a patient) and Renyi accounting (`rdp_epsilon`).
+
+    Args:
+        mechanisms: What was run, in any order.
+        delta: In (0, 1).
+
+    Returns:
+        Epsilon; 0 for no mechanism, infinity where one had no noise.
+
+    Raises:
+        StudyError: `delta` is out of range.
+    """
+    _check_delta(delta)
+    return _epsilon(_group(mechanisms), delta)
+
+
+def rdp_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Return the Renyi bound on epsilon (Mironov, Talwar and Zhang 2019): looser, cheaper.
+
+    Args:
+        mechanisms: As for `epsilon`.
+        delta: In (0, 1).
+
+    Raises:
+        StudyError: `delta` is out of range.
+    """
+    _check_delta(delta)
+    return _rdp_epsilon(_group(mechanisms), delta, _ORDERS)
+
+
+def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+    """Return the smallest noise multiplier whose epsilon is at most the given one.
+
+    Args:
+        epsilon: Budget for all steps together, above 0.
+        delta: In (0, 1).
+        sampling_rate: In [0, 1].
+        steps: Steps of the whole study, spare rounds included.
+
+    Returns:
+        The noise multiplier, within 0.1 % of the smallest that keeps the budget and never
+        below it; 0 if nothing is run.
+
+    Raises:
+        StudyError: A value is out of range, or no noise keeps the budget.
+    """
+    _check_delta(delta)
+    if not 0 < epsilon < math.inf:
+        raise StudyError(f"epsilon must be above 0, not {epsilon}", "privacy.epsilon")
+    Mechanism(0.0, sampling_rate, steps)
+    return _calibrate(epsilon, delta, sampling_rate, steps)
+
+
+def default_delta(patients: int) -> float:
+    """Return the delta of a site with N patients: min(1e-5, 1 / (10 N))."""
+    return min(1e-5, 1 / (10 * max(1, patients)))
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise StudyError(
+            f"delta must lie between 0 and 1, not {delta}",
+            "privacy.delta",
+            "Leave it out, or choose at most 1e-5",
+        )
+
+
+def _group(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """Merge equal mechanisms, and all plain Gaussians into one, which is exact."""
+    steps: dict[tuple[float, float], int] = defaultdict(int)
+    precision = 0.0
+    for m in mechanisms:
+        if m.sampling_rate == 1 and m.noise_multiplier > 0:
+            precision += m.steps / m.noise_multiplier**2
+        elif m.steps and m.sampling_rate:
+            steps[m.noise_multiplier, m.sampling_rate] += m.steps
+    grouped = [Mechanism(noise, rate, n) for (noise, rate), n in steps.items()]
+    if precision:
+        grouped.append(Mechanism(precision**-0.5, 1.0, 1))
+    return tuple(sorted(grouped))
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    """Return the tighter of both bounds for mechanisms that `_group` has merged."""
+    bound = _rdp_epsilon(mechanisms, delta, _FEW_ORDERS)
+    if 0 < bound < _MOST_EPSILON and delta >= _LEAST_DELTA:
+        with suppress(RuntimeError, ValueError):  # raised in extreme cases it cannot answer
+            return min(bound, _prv_epsilon(mechanisms, delta, bound))
+    return _rdp_epsilon(mechanisms, delta, _ORDERS)
+
+
+@lru_cache(maxsize=256)
+def _calibrate(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    from scipy.optimize import brentq
+
+    if not (rate and steps):
+        return 0.0
+
+    def excess(log_noise: float) -> float:
+        spent = _epsilon(_group([Mechanism(math.exp(log_noise), rate, steps)]), delta)
+        return math.log(min(max(spent, 1e-12), 1e12) / epsilon)
+
+    # Epsilon falls at least about as fast as the noise grows, so the excess bounds the way.
+    low, high = 0.0, 0.1
+    while excess(high) > 0:
+        low, high = high, high + min(2.0, excess(high) + 0.1)
+        if high > _MOST_LOG_NOISE:
+            raise StudyError(
+                f"no noise keeps {steps} steps within epsilon {epsilon} at delta {delta}",
+                "privacy.epsilon",
+                "Raise epsilon or delta, or train for fewer steps",
+            )
+    while excess(low) <= 0:
+        low, high = low - min(2.0, 0.1 - excess(low)), low
+    noise = brentq(excess, low, high, xtol=_LOG_NOISE_STEP)
+    while excess(noise) > 0:
+        noise += _LOG_NOISE_STEP
+    return math.exp(noise)
+
+
+# How far calibration searches, and how finely, in the logarithm of the noise multiplier.
+_MOST_LOG_NOISE, _LOG_NOISE_STEP = math.log(1e7), 4e-4
+
+# Beyond these the PRV accountant's Fourier transforms in float64 lose their meaning.
+_MOST_EPSILON, _LEAST_DELTA = 200.0, 1e-9
+
+_FEW_ORDERS = (*range(2, 13), 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 256, 512, 1000)
+_ORDERS = tuple(sorted({*_FEW_ORDERS, *(1 + x / 10 for x in range(1, 100)), *range(12, 64)}))
+
+
+def _rdp_epsilon(
+    mechanisms: tuple[Mechanism, ...], delta: float, orders: tuple[float, ...]
+) -> float:
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    if not mechanisms:
+        return 0.0
+    spent = sum(m.steps * _renyi(m.noise_multiplier, m.sampling_rate, orders) for m in mechanisms)
+    with _quiet():
+        bound = float(get_privacy_spent(orders=list(orders), rdp=spent, delta=delta)[0])
+    return math.inf if math.isnan(bound) else max(0.0, bound)
+
+
+@lru_cache(maxsize=1024)
+def _renyi(noise: float, rate: float, orders: tuple[float, ...]) -> Floats:
+    """Return the Renyi divergence of one step at each order, float64 [orders]."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    with _quiet():
+        return np.array(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)))
+
+
+def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float, bound: float) -> float:
+    """Return the PRV accountant's upper bound, the worse of adding and removing a patient.
+
+    Args:
+        mechanisms: Distinct ones, all with noise.
+        delta: In (0, 1).
+        bound: An upper bound on the result, which sets the accuracy asked for.
+
+    Raises:
+        RuntimeError: The accountant's own checks fail; so does ValueError.
+    """
+    from opacus.accountants.analysis import prv
+
+    delta_error = delta / 1000
+    steps = [m.steps for m in mechanisms]
+    half = _half_width(mechanisms, delta_error)
+    fineness = math.sqrt(sum(steps) * math.log(12 / delta_error) / 2)
+    error = max(_ERROR * bound, 2 * half * fineness / _MOST_POINTS)
+    domain = prv.Domain.create_aligned(-half, half, error / fineness)
+    found = []
+    with _quiet():
+        for loss in (prv.PoissonSubsampledGaussianPRV, AddedPatientPRV):
+            whole = [loss(m.sampling_rate, m.noise_multiplier) for m in mechanisms]
+            cut = [prv.TruncatedPrivacyRandomVariable(p, domain.t_min, domain.t_max) for p in whole]
+            sum_ = prv.compose_heterogeneous([prv.discretize(p, domain) for p in cut], steps)
+            found.append(float(sum_.compute_epsilon(delta, delta_error, error)[2]))
+    if not all(map(math.isfinite, found)):
+        raise RuntimeError("the PRV accountant found no epsilon")
+    return max(0.0, *found)
+
+
+# Error in epsilon that the bound includes, relative; and the most points of the grid.
+_ERROR, _MOST_POINTS = 0.003, 2**19
+
+
+def _half_width(mechanisms: tuple[Mechanism, ...], delta_error: float) -> float:
+    """Return how far the privacy loss need be followed (Gopi et al. 2021, remark 5.6)."""
+    total = sum(m.steps for m in mechanisms)
+    reach = [_rdp_epsilon(mechanisms, delta_error / 4, _FEW_ORDERS)]
+    for m in mechanisms:
+        once = Mechanism(m.noise_multiplier, m.sampling_rate, 1)
+        reach.append(_rdp_epsilon((once,), delta_error / (8 * total), _FEW_ORDERS))
+    return max(reach) + 3
+
+
+@dataclass(frozen=True)
+class AddedPatientPRV:
+    """Privacy loss of one step when the patient is in the other data set only.
+
+    With P = N(0, s^2) and Q = (1 - q) N(0, s^2) + q N(1, s^2), the loss is log P(x) / Q(x) for
+    x drawn from P. Opacus has the loss with P and Q exchanged; under composition neither is
+    always the worse (Lebeda et al. 2024), so both are followed.
+
+    Attributes:
+        sample_rate: q.
+        noise_multiplier: s.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+
+    def cdf(self, t: Floats) -> Floats:
+        """Return the probability that the loss is at most `t`, elementwise."""
+        from scipy.special import ndtr
+
+        q, s = self.sample_rate, self.noise_multiplier
+        # The loss falls with x and equals t at x = s^2 z + 1/2; it never reaches -log(1 - q).
+        rest = (np.exp(-np.asarray(t)) - (1 - q)) / q
+        z = np.log(np.maximum(rest, 0))
+        return np.asarray(ndtr(-(s * z + 1 / (2 * s))))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence numpy and Opacus on extreme values that are handled here."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
