@@ -1,0 +1,120 @@
+"""The images folder: what is in it, and which of it a name in the labels table means."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.data.reasons import Reason
+from shared.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One regular file inside the folder."""
+
+    path: str  # absolute, free of links
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+@dataclass(frozen=True)
+class Folder:
+    """All regular files under the images folder, by absolute path; links are not followed."""
+
+    root: str
+    files: dict[str, ImageFile]
+    unreadable: tuple[str, ...]  # subfolders that cannot be listed
+
+    def locate(self, name: str) -> ImageFile | Reason:
+        """Return the file that a name of the labels table means, or why there is none.
+
+        Names are relative to the folder and may be written with backslashes. A link counts as
+        the file it leads to, if that is inside the folder.
+        """
+        if "\0" in name:
+            return Reason.MISSING_FILE
+        path = os.path.normpath(os.path.join(self.root, name.replace("\\", "/")))
+        if path not in self.files:
+            path = os.path.realpath(path)
+        if not path.startswith(self.root + os.sep):
+            return Reason.OUTSIDE_FOLDER
+        return self.files.get(path, Reason.MISSING_FILE)
+
+    def relative(self, path: str) -> str:
+        """Return a file's name as the folder's reader knows it."""
+        return os.path.relpath(path, self.root)
+
+
+def list_folder(path: Path) -> Folder:
+    """List the images folder.
+
+    Raises:
+        DataError: It is missing, not a folder, or cannot be read.
+    """
+    todo = "Check data.images in site.toml and the folder's access rights"
+    try:
+        root = os.path.realpath(path, strict=True)
+        with os.scandir(root):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot read the images folder: {error.strerror}", str(path), todo
+        ) from None
+    unreadable: list[str] = []
+    files = {file.path: file for file in _walk(root, unreadable)}
+    return Folder(root, files, tuple(unreadable))
+
+
+def open_regular(path: str) -> int:
+    """Open a regular file for reading; never a link, and never waiting for a pipe.
+
+    Raises:
+        OSError: It cannot be opened or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return descriptor
+
+
+def looks_like_dicom(path: str) -> bool:
+    """Whether a file has the DICOM preamble (PS3.10 7.1) and is not a medium's directory."""
+    if os.path.basename(path) == "DICOMDIR":
+        return False
+    try:
+        with open(open_regular(path), "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def content_digest(path: str) -> str:
+    """Return the SHA-256 of a file as 64 hex digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(open_regular(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _walk(folder: str, unreadable: list[str]) -> Iterator[ImageFile]:
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        facts = entry.stat(follow_symlinks=False)
+                        yield ImageFile(entry.path, facts.st_size, facts.st_mtime_ns)
+        except OSError:
+            unreadable.append(current)

@@ -1,0 +1,78 @@
+"""Why a file, a row or a patient is set aside: one code each, with what to do about it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The codes a data report counts by."""
+
+    MISSING_FILE = "missing-file"
+    OUTSIDE_FOLDER = "outside-folder"
+    UNREADABLE_FILE = "unreadable-file"
+    NOT_DICOM = "not-dicom"
+    NO_PIXELS = "no-pixels"
+    DAMAGED = "damaged"
+    UNSUPPORTED_SYNTAX = "unsupported-syntax"
+    UNSUPPORTED_COLOUR = "unsupported-colour"
+    WRONG_MODALITY = "wrong-modality"
+    NO_SUCH_FRAME = "no-such-frame"
+    BLANK_IMAGE = "blank-image"
+    TOO_SLOW = "too-slow"
+    TOO_LARGE = "too-large"
+    DECODER_CRASHED = "decoder-crashed"
+    NO_LABEL = "no-label"
+    INCOMPLETE_ROW = "incomplete-row"
+    DUPLICATE_ROW = "duplicate-row"
+    CONFLICTING_ROWS = "conflicting-rows"
+    CLASS_NOT_IN_STUDY = "class-not-in-study"
+    NO_PATIENT_ID = "no-patient-id"
+    CONTRADICTORY_LABELS = "contradictory-labels"
+
+
+EXPLANATIONS: dict[Reason, str] = {
+    Reason.MISSING_FILE: "the labels table names a file that is not there; "
+    "copy the file or remove its row",
+    Reason.OUTSIDE_FOLDER: "the name or link leads out of the images folder; "
+    "copy the file into the folder",
+    Reason.UNREADABLE_FILE: "the file cannot be opened; check its access rights",
+    Reason.NOT_DICOM: "not a DICOM file, or an empty one; export it again",
+    Reason.NO_PIXELS: "a DICOM file without an image (a report, a plan, or cut off); "
+    "export the image",
+    Reason.DAMAGED: "cut off or contradicting itself; export it again",
+    Reason.UNSUPPORTED_SYNTAX: "compressed in a way no installed decoder reads; export it "
+    "uncompressed or as JPEG 2000 lossless, or install a pylibjpeg plug-in",
+    Reason.UNSUPPORTED_COLOUR: "a colour model that is not supported; export it as RGB or grey",
+    Reason.WRONG_MODALITY: "of a modality the study does not take; remove its row",
+    Reason.NO_SUCH_FRAME: "has fewer frames than the study asks for; remove its row",
+    Reason.BLANK_IMAGE: "every pixel shows the same grey, by its values or by its window; "
+    "export it again",
+    Reason.TOO_SLOW: "decoding took longer than compute.decode_seconds allows; "
+    "export it again, or raise the limit",
+    Reason.TOO_LARGE: "decoding needed more than compute.decode_memory_mb allows; "
+    "export it again, or raise the limit",
+    Reason.DECODER_CRASHED: "the decoder crashed on it; treat the file as hostile or damaged",
+    Reason.NO_LABEL: "an image the labels table does not name; add a row if it belongs",
+    Reason.INCOMPLETE_ROW: "a row without file name or label; complete it",
+    Reason.DUPLICATE_ROW: "names a file again that an earlier row names; remove it",
+    Reason.CONFLICTING_ROWS: "several rows disagree about one file; keep the right one",
+    Reason.CLASS_NOT_IN_STUDY: "the label is not a class of the study; map it in data.values "
+    "of site.toml, or remove the row",
+    Reason.NO_PATIENT_ID: "nobody says whose image it is; fill the patient column, or set "
+    "data.without_patient_id",
+    Reason.CONTRADICTORY_LABELS: "the patient's images carry different labels; correct the table",
+}
+"""For each code: what it means and what hospital IT can do."""
+
+
+class Unusable(Exception):
+    """One image cannot be used.
+
+    Args:
+        reason: The code it is set aside with.
+    """
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+        super().__init__(reason.value)

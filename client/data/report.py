@@ -1,0 +1,113 @@
+"""What a site's data came to: counts and the files set aside, for local eyes only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from client.data.reasons import EXPLANATIONS, Reason
+from client.vault import write_atomic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHOWN_FILES = 5
+"""Files named in the summary for each reason; the JSON report names all."""
+
+
+class Record(BaseModel):
+    """Base of the report's parts: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SetAside(Record):
+    """One file or row that is not used."""
+
+    file: str  # as the labels table or the folder names it
+    line: int | None = None  # of the labels table; None: the table does not name the file
+    reason: Reason
+
+
+class DataReport(Record):
+    """What became of every row of the labels table and every image in the folder.
+
+    It names files, so it never leaves the site.
+    """
+
+    study: str
+    digest: str
+    images_folder: str
+    labels_table: str
+    used_images: int
+    train: dict[str, int]  # patients by class
+    held_out: dict[str, int]
+    set_aside: tuple[SetAside, ...]
+    other_files: int  # in the folder, neither named by the table nor DICOM
+    notes: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[Reason, int]:
+        """How many were set aside for each reason, most frequent first."""
+        return dict(Counter(item.reason for item in self.set_aside).most_common())
+
+    @property
+    def labelled(self) -> int:
+        """Rows of the labels table, repeated ones counted once."""
+        return self.used_images + self.lost
+
+    @property
+    def lost(self) -> int:
+        """Labelled images that cannot be used; images without a row are not among them."""
+        return sum(
+            item.line is not None and item.reason != Reason.DUPLICATE_ROW for item in self.set_aside
+        )
+
+
+def describe_report(report: DataReport) -> list[str]:
+    """Return the report as plain lines for hospital IT."""
+    train, held_out = sum(report.train.values()), sum(report.held_out.values())
+    lines = [
+        f"Study {report.study}: {report.used_images} images of {train + held_out} patients can "
+        f"be used; {report.lost} of {report.labelled} labelled images are set aside.",
+        f"  to train on: {train} patients ({_by_class(report.train)})",
+        f"  held out for evaluation: {held_out} patients ({_by_class(report.held_out)})",
+    ]
+    for reason, count in report.counts.items():
+        lines.append(f"  {count} x {reason.value}: {EXPLANATIONS[reason]}")
+        lines.append(f"      {_examples(report, reason, count)}")
+    if report.other_files:
+        lines.append(f"  {report.other_files} other files in the folder are not DICOM: ignored")
+    return lines + [f"  note: {note}" for note in report.notes]
+
+
+def write_report(report: DataReport, folder: Path) -> Path:
+    """Write a study's report as JSON and as text (mode 0600), and return the text's path.
+
+    Raises:
+        SiteError: The files cannot be written.
+    """
+    name = f"data-{report.study}-{report.digest[:12]}"
+    text = "\n".join(describe_report(report)) + "\n"
+    write_atomic(folder / f"{name}.json", report.model_dump_json(indent=2).encode())
+    write_atomic(folder / f"{name}.txt", text.encode())
+    return folder / f"{name}.txt"
+
+
+def printable(name: str) -> str:
+    """Return a file name with everything escaped that is not plain printable text."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
+    )
+
+
+def _by_class(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _examples(report: DataReport, reason: Reason, count: int) -> str:
+    found = [item for item in report.set_aside if item.reason == reason][:SHOWN_FILES]
+    names = [item.file + (f" (line {item.line})" if item.line else "") for item in found]
+    return ", ".join(names) + (f" and {count - len(found)} more" if count > len(found) else "")
