@@ -1,0 +1,127 @@
+"""Entries of the privacy ledger and the keyed hash chain that makes every edit visible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from shared.errors import LedgerError
+
+Purpose = Literal["", "train", "evaluate", "exact-evaluation"]
+Kind = Literal[
+    "start",  # first entry; `note` holds the ledger's instance id
+    "plan",  # the mechanism a study may use here, and how often; fixed at its first round
+    "reserve",  # uses of a plan, charged to a cohort: spent whether or not a commit follows
+    "commit",  # the reservation in `refers` was carried out
+    "opt-out",  # the cohort's one patient takes no part any more; what was spent stays
+    "close",  # the study will not train here any more; what its plan held back is free again
+    "adopt",  # entries were lost and charged for; `note` holds the head that knew them
+    "clock",  # a person accepted that the clock was set back
+]
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the ledger; which fields carry meaning depends on `kind`.
+
+    Attributes:
+        seq: Position; grows by one, and past the lost entries at an "adopt".
+        noise_multiplier: Standard deviation of the noise over the sensitivity; 0: no noise.
+        sampling_rate: Chance of each patient to be in a step.
+        steps: Steps of one use (plan), or charged in all (reserve).
+        uses: Most uses (plan), or uses charged (reserve).
+        spares: Part of `uses` a plan keeps for repeats.
+        epsilon: Budget of the study (plan).
+        delta: At which that budget holds (plan).
+        cohort: Id of the patients charged.
+        refers: `seq` of the reservation a commit belongs to; 0: none.
+        time: UTC, ISO 8601.
+        prev: Hash of the entry before.
+        hash: Keyed hash of all other fields.
+    """
+
+    seq: int = 0
+    kind: Kind
+    study: str = ""
+    purpose: Purpose = ""
+    run: str = ""
+    round: int = 0
+    attempt: int = 0
+    noise_multiplier: float = 0.0
+    sampling_rate: float = 0.0
+    steps: int = 0
+    uses: int = 0
+    spares: int = 0
+    epsilon: float = 0.0
+    delta: float = 0.0
+    cohort: str | None = None
+    refers: int = 0
+    note: str = ""
+    time: str = ""
+    prev: str = GENESIS
+    hash: str = ""
+
+    @property
+    def when(self) -> datetime:
+        """Time of the entry."""
+        return datetime.fromisoformat(self.time).astimezone(UTC)
+
+
+Mac = Callable[[bytes], str]
+"""Keyed hash of bytes as 64 hex digits."""
+
+
+def link(entry: Entry, last: Entry | None, time: datetime, mac: Mac) -> Entry:
+    """Return the entry as it stands in the chain behind `last`."""
+    follows = last.seq + 1 if last else 1
+    linked = replace(
+        entry,
+        seq=max(entry.seq, follows),
+        time=time.astimezone(UTC).isoformat(timespec="microseconds"),
+        prev=last.hash if last else GENESIS,
+    )
+    return replace(linked, hash=mac(_content(linked)))
+
+
+def verify(entries: Sequence[Entry], mac: Mac) -> None:
+    """Check that no entry was changed, removed, added or moved.
+
+    Raises:
+        LedgerError: Naming the first entry that does not belong.
+    """
+    last: Entry | None = None
+    for entry in entries:
+        expected = last.seq + 1 if last else 1
+        sound = (
+            (entry.seq == expected or (entry.kind == "adopt" and entry.seq > expected))
+            and entry.prev == (last.hash if last else GENESIS)
+            and entry.hash == mac(_content(entry))
+            and (entry.kind == "start") == (last is None)
+        )
+        if not sound:
+            raise LedgerError(
+                "the privacy ledger was edited, or belongs to another vault key",
+                f"entry {entry.seq}",
+                "Restore ledger and vault key from backup, or run "
+                "`consilium site ledger recover`, which charges what cannot be vouched for",
+            )
+        last = entry
+
+
+def cohort_id(patients: Iterable[str]) -> str:
+    """Return the id of a set of patients: SHA-256 of their sorted pseudonyms."""
+    return hashlib.sha256("\n".join(sorted(patients)).encode()).hexdigest()
+
+
+def _content(entry: Entry) -> bytes:
+    fields = asdict(entry)
+    del fields["hash"]
+    for name in ("noise_multiplier", "sampling_rate", "epsilon", "delta"):
+        fields[name] = float(fields[name])  # as the database returns it
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,349 @@
+"""The privacy ledger: every use of a patient's data, durable before it happens, never undone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from client.privacy.budget import (
+    RECOVERED,
+    Limits,
+    Wanted,
+    check_uses,
+    plans_of,
+    rounds_on,
+    too_poor,
+    uses_of,
+)
+from client.privacy.chain import Entry, Purpose
+from client.privacy.groups import Group, Members
+from client.privacy.ledger_store import Clock, LedgerStore, Transaction, explained
+from client.privacy.plans import Plan
+from client.vault import Vault
+from shared.errors import LedgerError, PolicyRefusal
+from shared.protocol import LedgerHead
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A charge that is on disk: its patients have paid, whatever happens next."""
+
+    seq: int
+    plan: Plan
+    cohort: str
+
+
+class Ledger:
+    """The ledger of one site, open; use it in a `with` statement or close it.
+
+    Args:
+        path: The SQLite file; made if neither it nor its anchor exists.
+        vault: Holds the key of the hash chain.
+        now: The clock.
+
+    Raises:
+        LedgerError: The file is not a ledger, was edited, is gone although there was one,
+            belongs to another vault key, or cannot be written.
+    """
+
+    def __init__(self, path: Path, vault: Vault, now: Clock = lambda: datetime.now(UTC)) -> None:
+        self.path = path
+        self._store = LedgerStore(path, vault, now)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the ledger for a round; the lock ends with the process, however that ends.
+
+        Raises:
+            LedgerError: Another process holds it: two nodes work on one ledger.
+        """
+        with contextlib.ExitStack() as stack:
+            with explained(self.path):
+                file = stack.enter_context(open(self.path.with_suffix(".lock"), "ab"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise LedgerError(
+                        "another process is in a round on this ledger",
+                        str(self.path),
+                        "Run one node per home, and wait for its round to end",
+                    ) from None
+            yield
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all entries, oldest first."""
+        with self._store.transaction() as held:
+            return tuple(held.entries)
+
+    def members(self) -> Members:
+        """Return the patients of every cohort.
+
+        Raises:
+            LedgerError: A cohort's patients were edited.
+        """
+        with self._store.transaction() as held:
+            return dict(held.members())
+
+    def head(self) -> LedgerHead:
+        """Return the number and hash of the last entry: it stands for the whole ledger."""
+        last = self.entries()[-1]
+        return LedgerHead(entries=last.seq, hash=last.hash)
+
+    def check_head(self, known: LedgerHead | None) -> None:
+        """Compare the ledger with what the server last saw of it, and remember the outcome.
+
+        Args:
+            known: Head the server sent along; its signature has been checked.
+
+        Raises:
+            PolicyRefusal: `ledger-rollback`: the ledger lacks entries that the server, or the
+                anchor, has seen.
+        """
+        anchor, entries = self._store.anchor, self.entries()
+        heads = [head for head in (anchor.claimed, anchor.confirmed, known) if head]
+        lost = [head for head in heads if not _has(entries, head)]
+        newest = max(lost or heads, key=lambda head: head.entries, default=None)
+        if lost and newest:
+            self._store.set_anchor(anchor.model_copy(update={"claimed": newest}))
+            raise PolicyRefusal(
+                "ledger-rollback",
+                f"the server knows a ledger of {newest.entries} entries that this one does not "
+                "continue: this is an older copy, or another node uses a copy",
+                str(self.path),
+                "Restore the newest ledger, or run `consilium site ledger recover`, which "
+                "charges what may have been spent",
+            )
+        if newest != anchor.confirmed:
+            update = {"confirmed": newest, "claimed": None}
+            self._store.set_anchor(anchor.model_copy(update=update))
+
+    def plan(self, study: str, purpose: Purpose) -> Plan | None:
+        """Return the plan a study's first round fixed, if there was one."""
+        return plans_of(self.entries()).get((study, purpose))
+
+    def opted_out(self) -> frozenset[str]:
+        """Return the pseudonyms of the patients who take no part any more."""
+        with self._store.transaction() as held:
+            return held.opted_out()
+
+    def eligible(self, use: Wanted, limits: Limits) -> frozenset[str]:
+        """Return the patients of a wanted use who may take part.
+
+        Left out are those who opted out and, in a study under way, newcomers who have spent
+        too much elsewhere; nobody who began a study is left out of it for want of budget.
+        """
+        with self._store.transaction() as held:
+            patients = use.patients - held.opted_out()
+            members = held.members()
+            own = [e.cohort for e in held.entries if e.study == use.plan.study and e.cohort]
+            if not own or not patients:
+                return patients
+            begun = frozenset[str]().union(*(members[cohort] for cohort in own))
+            poor = too_poor(held.entries, [Wanted(use.plan, patients)], members, limits)
+            return patients - (_patients(poor) - begun)
+
+    def reserve(
+        self,
+        wanted: Sequence[Wanted],
+        limits: Limits,
+        *,
+        run: str,
+        round_number: int,
+        attempt: int = 0,
+    ) -> tuple[Reservation, ...]:
+        """Charge uses of a study's plans, all or none, durably, before anything is computed.
+
+        Args:
+            wanted: The uses, all of one study; a plan seen for the first time is fixed now.
+            limits: What the policy grants each patient.
+            run: The server's run.
+            round_number: Of the run, from 1.
+            attempt: Counts repeats of the round.
+
+        Raises:
+            PolicyRefusal: `budget-exhausted`: some patients cannot afford the rest of the
+                study, the study has used all its rounds, spare ones included, or was closed.
+            LedgerError: Nothing could be written, and nothing was charged.
+        """
+        with self._store.transaction() as held:
+            stored = plans_of(held.entries)
+            uses = [
+                replace(use, plan=stored.get((use.plan.study, use.plan.purpose), use.plan))
+                for use in wanted
+            ]
+            opted_out = held.opted_out()
+            for use in uses:
+                if not use.patients or not use.patients.isdisjoint(opted_out):
+                    raise LedgerError("the round's patients changed just now", todo="Try again")
+                check_uses(held.entries, use.plan, run, round_number)
+            _refuse_poor(too_poor(held.entries, uses, held.members(), limits), limits)
+            return tuple(
+                _charge(
+                    held,
+                    use,
+                    Entry(kind="reserve", run=run, round=round_number, uses=1, attempt=attempt),
+                )
+                for use in uses
+            )
+
+    def commit(self, reservations: Sequence[int]) -> None:
+        """Record that reservations (by `seq`) were carried out; what is recorded stays as it is."""
+        with self._store.transaction() as held:
+            done = {e.refers for e in held.entries if e.kind == "commit"}
+            for of in [e for e in held.entries if e.seq in reservations and e.seq not in done]:
+                held.append(
+                    Entry(
+                        kind="commit",
+                        study=of.study,
+                        purpose=of.purpose,
+                        run=of.run,
+                        round=of.round,
+                        attempt=of.attempt,
+                        refers=of.seq,
+                    )
+                )
+
+    def opt_out(self, patient: str) -> None:
+        """Take a patient (pseudonym) out of every round from the next on; the charges stay."""
+        with self._store.transaction() as held:
+            if patient not in held.opted_out():
+                cohort = held.add_cohort(frozenset({patient}))
+                held.append(Entry(kind="opt-out", cohort=cohort))
+
+    def close_study(self, study: str) -> None:
+        """End a study at this site, which frees the budget its remaining rounds held back."""
+        with self._store.transaction() as held:
+            if not any(e.kind == "close" and e.study == study for e in held.entries):
+                held.append(Entry(kind="close", study=study))
+
+    def accept_clock(self) -> None:
+        """Go on although the clock was set back; rounds dated later count as that day's."""
+        with self._store.transaction() as held:
+            held.append(Entry(kind="clock"))
+
+    def rounds_today(self) -> int:
+        """Return how many rounds of training were charged on the current day (UTC)."""
+        entries = self.entries()
+        return rounds_on(max(self._store.now(), entries[-1].when).astimezone(UTC).date(), entries)
+
+    def adopt(self, wanted: Sequence[Wanted]) -> int | None:
+        """Charge for lost entries, so that the ledger again counts no less than was spent.
+
+        Each plan may have been used once per lost entry, but no oftener than it had uses left;
+        that many uses are charged to the patients given and to those the plan had before.
+
+        Args:
+            wanted: The plans of all studies that may have trained here, and their patients.
+
+        Returns:
+            How many entries were lost at most; None if that is unknown, in which case all that
+            the plans had left is charged.
+        """
+        anchor = self._store.anchor
+        with self._store.transaction() as held:
+            sure = anchor.confirmed if _has(held.entries, anchor.confirmed) else None
+            claimed = anchor.claimed or (None if sure else anchor.confirmed)
+            lost = claimed.entries - (sure.entries if sure else 0) if claimed else None
+            entry = Entry(kind="adopt")
+            if claimed:
+                entry = replace(entry, seq=claimed.entries + 1, note=_note(claimed))
+            held.append(entry)
+            for use in _all_plans(held, wanted):
+                left = use.plan.uses - uses_of(held.entries, use.plan.study, use.plan.purpose)
+                uses = left if lost is None else min(left, lost)
+                if uses > 0 and use.patients:
+                    _charge(held, use, Entry(kind="reserve", run=RECOVERED, uses=uses))
+        confirmed = claimed or sure
+        self._store.set_anchor(anchor.model_copy(update={"confirmed": confirmed, "claimed": None}))
+        return lost
+
+
+def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:
+    """Append a charge of `entry.uses` uses, after the plan itself if it is new."""
+    plan, cohort = use.plan, held.add_cohort(use.patients)
+    terms = Entry(
+        kind="plan",
+        study=plan.study,
+        purpose=plan.purpose,
+        noise_multiplier=plan.noise_multiplier,
+        sampling_rate=plan.sampling_rate,
+        steps=plan.steps,
+        uses=plan.uses,
+        spares=plan.spares,
+        epsilon=plan.epsilon,
+        delta=plan.delta,
+        cohort=cohort,
+    )
+    if (plan.study, plan.purpose) not in plans_of(held.entries):
+        held.append(terms)
+    charge = replace(
+        terms,
+        kind="reserve",
+        run=entry.run,
+        round=entry.round,
+        attempt=entry.attempt,
+        uses=entry.uses,
+        steps=entry.uses * plan.steps,
+        spares=0,
+    )
+    return Reservation(held.append(charge).seq, plan, cohort)
+
+
+def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
+    """Return the plans wanted and those in the ledger, each with all patients it may have had."""
+    members = held.members()
+    uses = {(use.plan.study, use.plan.purpose): use for use in wanted}
+    for key, plan in plans_of(held.entries).items():
+        given = uses[key].patients if key in uses else frozenset()
+        own = [e.cohort for e in held.entries if (e.study, e.purpose) == key and e.cohort]
+        uses[key] = Wanted(plan, given.union(*(members[cohort] for cohort in own)))
+    return list(uses.values())
+
+
+def _has(entries: Sequence[Entry], head: LedgerHead | None) -> bool:
+    """Tell whether a head is in the chain, or its loss was charged for."""
+    return head is not None and any(
+        (e.seq, e.hash) == (head.entries, head.hash)
+        or (e.kind == "adopt" and e.note == _note(head))
+        for e in entries
+    )
+
+
+def _note(head: LedgerHead) -> str:
+    return f"{head.entries}:{head.hash}"
+
+
+def _patients(groups: Sequence[Group]) -> frozenset[str]:
+    return frozenset[str]().union(*(group.patients for group in groups))
+
+
+def _refuse_poor(groups: Sequence[Group], limits: Limits) -> None:
+    if groups:
+        raise PolicyRefusal(
+            "budget-exhausted",
+            f"{len(_patients(groups))} patients would exceed their budget of epsilon "
+            f"{limits.epsilon:g} before the study ends",
+            "policy.max_epsilon_per_patient",
+            "Close studies that have ended, raise the budget, or let these patients opt out",
+        )

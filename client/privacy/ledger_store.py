@@ -1,0 +1,235 @@
+"""The ledger's file: verified when read, appended to in transactions that hold or never were."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from client.privacy.anchor import Anchor, anchor_path, read_anchor, write_anchor
+from client.privacy.chain import Entry, cohort_id, link, verify
+from client.privacy.ledger_schema import (
+    cohort_table,
+    create_tables,
+    entry_table,
+    member_table,
+    open_engine,
+)
+from client.vault import Vault
+from shared.errors import LedgerError
+
+Clock = Callable[[], datetime]
+"""Returns the time now, with its time zone."""
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""How far the clock may go back (it is corrected over the network) before the ledger objects."""
+
+
+class LedgerStore:
+    """The entries and cohorts of a ledger on disk.
+
+    Args:
+        path: The SQLite file; made if neither it nor its anchor exists.
+        vault: Holds the key of the hash chain.
+        now: The clock.
+
+    Raises:
+        LedgerError: The file is not a ledger, was edited, is gone although there was one,
+            belongs to another vault key, or cannot be written.
+    """
+
+    def __init__(self, path: Path, vault: Vault, now: Clock) -> None:
+        self.path, self.now = path, now
+        self._vault = vault
+        self._entries: tuple[Entry, ...] = ()
+        self._members: dict[str, frozenset[str]] = {}
+        with explained(path):
+            if not path.exists() and anchor_path(path).exists():
+                raise _gone(path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._engine = open_engine(path)
+        try:
+            self.anchor = self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Hold the file for reading and writing; all that is appended stays, or none.
+
+        Raises:
+            LedgerError: The file cannot be read or written, or was edited.
+        """
+        with explained(self.path):
+            with self._engine.begin() as connection:
+                self._refresh(connection)
+                transaction = Transaction(connection, self._entries, self._mac, self.now)
+                transaction.cohorts = dict(self._members)
+                yield transaction
+            # Only now is it certain that the file holds what was appended.
+            self._entries, self._members = tuple(transaction.entries), transaction.cohorts
+
+    def set_anchor(self, anchor: Anchor) -> None:
+        """Store the anchor durably."""
+        write_anchor(self.path, self._vault, anchor)
+        self.anchor = anchor
+
+    def _open(self) -> Anchor:
+        """Make the tables of a new ledger, check an old one, and return its anchor."""
+        with explained(self.path), self._engine.begin() as connection:
+            if not inspect(connection).has_table(entry_table.name):
+                if anchor_path(self.path).exists():
+                    raise _gone(self.path)
+                create_tables(connection)
+                start = Entry(kind="start", note=secrets.token_hex(16))
+                Transaction(connection, (), self._mac, self.now).append(start)
+            self._refresh(connection)
+        if not self._entries:
+            raise _gone(self.path)
+        anchor = read_anchor(self.path, self._vault)
+        if anchor is None and len(self._entries) == 1:
+            # A ledger just made, by this process or by one that was killed right after.
+            anchor = Anchor(instance=self._entries[0].note)
+            write_anchor(self.path, self._vault, anchor)
+        if anchor is None or anchor.instance != self._entries[0].note:
+            raise LedgerError(
+                "the privacy ledger is not the one this site began",
+                str(self.path),
+                "Restore ledger and anchor together from backup, or run "
+                "`consilium site ledger recover`",
+            )
+        return anchor
+
+    def _refresh(self, connection: Connection) -> None:
+        """Read and verify the entries anew if the file holds others than were read last."""
+        newest = select(entry_table.c.seq, entry_table.c.hash).order_by(entry_table.c.seq.desc())
+        last = connection.execute(newest.limit(1)).first()
+        known = (self._entries[-1].seq, self._entries[-1].hash) if self._entries else None
+        if (tuple(last) if last else None) == known:
+            return
+        rows = connection.execute(select(entry_table).order_by(entry_table.c.seq)).mappings()
+        entries = tuple(Entry(**row) for row in rows)
+        verify(entries, self._mac)
+        self._entries = entries
+
+    def _mac(self, message: bytes) -> str:
+        return self._vault.mac("ledger", message)
+
+
+class Transaction:
+    """The ledger while it is held: read `entries`, append to them.
+
+    Args:
+        connection: In a transaction that holds the write lock.
+        entries: As they are in the file, verified.
+        mac: Keyed hash of the chain.
+        now: The clock.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        entries: tuple[Entry, ...],
+        mac: Callable[[bytes], str],
+        now: Clock,
+    ) -> None:
+        self.entries = list(entries)
+        self.cohorts: dict[str, frozenset[str]] = {}
+        self._connection, self._mac, self._now = connection, mac, now
+
+    def append(self, entry: Entry) -> Entry:
+        """Link an entry to the chain and write it.
+
+        Raises:
+            LedgerError: The clock was set back; only a "clock" entry may say so.
+        """
+        last = self.entries[-1] if self.entries else None
+        time = self._now()
+        if last and entry.kind != "clock":
+            if time < last.when - CLOCK_TOLERANCE:
+                raise LedgerError(
+                    "the clock was set back: the last ledger entry is later than now",
+                    last.time,
+                    "Correct it; if it is right now, run `consilium site ledger accept-clock`",
+                )
+            time = max(time, last.when)
+        linked = link(entry, last, time, self._mac)
+        self._connection.execute(insert(entry_table).values(**asdict(linked)))
+        self.entries.append(linked)
+        return linked
+
+    def add_cohort(self, patients: frozenset[str]) -> str:
+        """Write a set of patients, if it is new, and return its id."""
+        identity = cohort_id(patients)
+        if identity not in self.members():
+            row = {"id": identity, "size": len(patients)}
+            self._connection.execute(insert(cohort_table).values(row))
+            members = [{"cohort": identity, "patient": patient} for patient in sorted(patients)]
+            self._connection.execute(insert(member_table), members)
+        return identity
+
+    def members(self) -> dict[str, frozenset[str]]:
+        """Return the patients of every cohort.
+
+        Raises:
+            LedgerError: Patients of a cohort were edited.
+        """
+        for identity in self._connection.scalars(select(cohort_table.c.id)):
+            if identity not in self.cohorts:
+                of = select(member_table.c.patient).where(member_table.c.cohort == identity)
+                patients = frozenset(self._connection.scalars(of))
+                if cohort_id(patients) != identity:
+                    raise LedgerError(
+                        "the patients of a cohort in the privacy ledger were edited",
+                        f"cohort {identity[:12]}",
+                        "Restore the ledger from backup, or run `consilium site ledger recover`",
+                    )
+                self.cohorts[identity] = patients
+        return self.cohorts
+
+    def opted_out(self) -> frozenset[str]:
+        """Return the patients who take no part any more."""
+        members = self.members()
+        return frozenset().union(
+            *(members[e.cohort] for e in self.entries if e.kind == "opt-out" and e.cohort)
+        )
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn failures of the file or the database into a clear ledger error."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        reason = str(getattr(error, "orig", error))
+        if isinstance(error, OSError):
+            reason = error.strerror or type(error).__name__
+        raise LedgerError(
+            f"the privacy ledger cannot be used: {reason}", str(path), _remedy(reason)
+        ) from None
+
+
+def _remedy(reason: str) -> str:
+    if "not a database" in reason or "malformed" in reason:
+        return "Restore it from backup, or run `consilium site ledger recover`"
+    return "Check disk space and rights; nothing was computed, and what was reserved stays charged"
+
+
+def _gone(path: Path) -> LedgerError:
+    return LedgerError(
+        "the privacy ledger is gone or was emptied",
+        str(path),
+        "Restore it from backup, or run `consilium site ledger recover`",
+    )

@@ -1,0 +1,99 @@
+"""What a study may do with a site's patients: a mechanism and how often it may be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from client.privacy.chain import Entry, Purpose
+from shared.accounting import calibrate, default_delta
+from shared.study import Study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One mechanism of a study at this site, calibrated once, at the study's first round.
+
+    Attributes:
+        study: Digest of the study.
+        purpose: What the mechanism releases.
+        noise_multiplier: Noise over sensitivity; 0: no noise, so no guarantee.
+        sampling_rate: Chance of each patient to be in a step; 1: all are.
+        steps: Steps of one use.
+        uses: Most uses, over all runs of the study; the noise is calibrated for this many.
+        spares: Part of `uses` kept for repeats of a round whose update was lost.
+        epsilon: What all uses together cost a patient at most, at `delta`.
+        delta: See `epsilon`.
+    """
+
+    study: str
+    purpose: Purpose
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    uses: int
+    spares: int
+    epsilon: float
+    delta: float
+
+    @classmethod
+    def of_entry(cls, entry: Entry) -> Plan:
+        """Return the plan as the ledger holds it."""
+        return cls(**{name: getattr(entry, name) for name in cls.__dataclass_fields__})
+
+
+def training_plan(study: Study, patients: int) -> Plan:
+    """Calibrate training for the whole study: all rounds and spare rounds.
+
+    Args:
+        study: The study; without privacy the plan has no noise.
+        patients: Training patients N (public); sets the default delta.
+    """
+    delta = study_delta(study, patients)
+    rate = study.training.sampling_rate
+    private = study.privacy.enabled
+    return Plan(
+        study=study.digest,
+        purpose="train",
+        noise_multiplier=calibrate(study.privacy.epsilon, delta, rate, study.total_steps)
+        if private
+        else 0.0,
+        sampling_rate=rate,
+        steps=study.training.local_steps,
+        uses=study.federation.rounds + study.privacy.spare_rounds,
+        spares=study.privacy.spare_rounds,
+        epsilon=study.privacy.epsilon if private else 0.0,
+        delta=delta,
+    )
+
+
+def evaluation_plan(study: Study, patients: int, *, exact: bool) -> Plan:
+    """Calibrate the score histograms for all evaluations of the study.
+
+    Held-out patients take part in every evaluation (sampling rate 1) and in no training, so
+    they have the study's whole epsilon for it.
+
+    Args:
+        study: The study.
+        patients: Training patients N (public); sets the default delta, as for training.
+        exact: Whether the site's policy shares exact counts; the plan then has no noise.
+    """
+    delta = study_delta(study, patients)
+    return Plan(
+        study=study.digest,
+        purpose="exact-evaluation" if exact else "evaluate",
+        noise_multiplier=0.0
+        if exact
+        else calibrate(study.privacy.epsilon, delta, 1.0, study.evaluations),
+        sampling_rate=1.0,
+        steps=1,
+        uses=study.evaluations,
+        spares=study.privacy.spare_rounds,
+        epsilon=0.0 if exact else study.privacy.epsilon,
+        delta=delta,
+    )
+
+
+def study_delta(study: Study, patients: int) -> float:
+    """Return the study's delta at a site of N training patients."""
+    given = study.privacy.delta
+    return default_delta(patients) if given is None else given
