@@ -93,5 +93,25 @@ class WeightedMean:
         return ""
 
 
+def running_mean(mean: Weights, newest: Weights, decay: float, rounds: int) -> Weights:
+    """Return the exponential mean of the global weights of all rounds so far.
+
+    The bias correction of Kingma and Ba (2015, section 3) is applied as it goes, so the
+    weights before round 1 have no part in it: after `rounds` rounds, the weights of `k` rounds
+    ago count in proportion to `decay**k`.
+
+    Args:
+        mean: The mean after the round before; empty when there is none to keep.
+        newest: Global weights after this round.
+        decay: 0 to below 1.
+        rounds: Rounds done, this one included; at least 1.
+    """
+    part = (1 - decay) / (1 - decay**rounds)
+    return {
+        name: (old + part * (newest[name].astype(np.float64) - old)).astype(np.float32)
+        for name, old in mean.items()
+    }
+
+
 def _shapes(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}

@@ -58,7 +58,7 @@ def for_this_round(it: Submission) -> str:
 def answers_the_task(it: Submission) -> str:
     """Refuse an update where an evaluation was asked for, and the reverse."""
     expected = {"train": "update", "evaluate": "evaluated"}[it.request.task]
-    return "" if it.reply.outcome == expected else f"{it.request.task} was not what it did"
+    return "" if it.reply.outcome == expected else f"it did not {it.request.task}"
 
 
 def believable_patients(it: Submission) -> str:

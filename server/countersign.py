@@ -1,0 +1,131 @@
+"""The server's memory of the sites' ledger heads, and its signature under each."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from pydantic import TypeAdapter, ValidationError
+
+from server.files import write_atomically
+from shared.errors import CoordinatorError
+from shared.heads import head_bytes
+from shared.protocol import LedgerHead
+
+_HEADS = TypeAdapter(dict[str, LedgerHead])
+
+
+class Countersigner:
+    """Signs ledger heads with the server's Ed25519 key.
+
+    Args:
+        key: The private key; hospitals hold the public one (`server.pub`).
+    """
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def open(cls, home: Path) -> Countersigner:
+        """Load `countersign.key` (0600), or make it with `server.pub` if there is none.
+
+        Raises:
+            CoordinatorError: The key file is not an Ed25519 key, or cannot be read or made.
+        """
+        path = home / "countersign.key"
+        try:
+            if not path.exists():
+                _create_key(path)
+            key = load_pem_private_key(path.read_bytes(), None)
+        except OSError as error:
+            raise CoordinatorError(
+                f"cannot use the countersigning key: {error.strerror}", str(path)
+            ) from None
+        except (ValueError, TypeError):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise CoordinatorError(
+                "the countersigning key is not an Ed25519 key",
+                str(path),
+                "Restore it from a backup; with a new key every hospital must be told",
+            )
+        signer = cls(key)
+        if not (home / "server.pub").exists():
+            write_atomically(home / "server.pub", signer.public_key)
+        return signer
+
+    @property
+    def public_key(self) -> bytes:
+        """The public key as PEM bytes."""
+        public = self._key.public_key()
+        return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    def sign(self, site: str, head: LedgerHead) -> str:
+        """Return the signature of a site's head, base64."""
+        return base64.b64encode(self._key.sign(head_bytes(site, head))).decode()
+
+
+class HeadBook:
+    """The newest ledger head of each site, kept across runs.
+
+    A head is confirmed only when what came with it is safe in a checkpoint. So a site that is
+    told its head may drop the update it kept for sending again, and a server that crashed in
+    the middle of a round asks again for updates the sites still have.
+
+    Args:
+        path: `heads.json`; missing at first.
+        signer: Signs what sites are told.
+
+    Raises:
+        CoordinatorError: The file is not a book of heads.
+    """
+
+    def __init__(self, path: Path, signer: Countersigner) -> None:
+        self._path, self._signer = path, signer
+        try:
+            self._heads = _HEADS.validate_json(path.read_bytes()) if path.exists() else {}
+        except (OSError, ValidationError):
+            raise CoordinatorError(
+                "the record of the sites' ledger heads cannot be read",
+                str(path),
+                "Restore it from a backup; without it a restored ledger goes unnoticed once",
+            ) from None
+
+    def known(self, site: str) -> tuple[LedgerHead | None, str]:
+        """Return the last confirmed head of a site and the server's signature of it."""
+        head = self._heads.get(site)
+        return (head, self._signer.sign(site, head)) if head else (None, "")
+
+    def objection(self, site: str, head: LedgerHead) -> str:
+        """Return why a head cannot follow the confirmed one, or an empty text."""
+        known = self._heads.get(site)
+        if known is None or head.entries > known.entries or head == known:
+            return ""
+        if head.entries < known.entries:
+            return f"its ledger has {head.entries} entries; {known.entries} were seen before"
+        return "its ledger has another last entry than the one seen before"
+
+    def confirm(self, heads: Mapping[str, LedgerHead]) -> None:
+        """Remember heads that follow what is known; others are left as they were."""
+        newer = {site: head for site, head in heads.items() if not self.objection(site, head)}
+        if all(self._heads.get(site) == head for site, head in newer.items()):
+            return
+        self._heads = {**self._heads, **newer}
+        write_atomically(self._path, _HEADS.dump_json(self._heads, indent=1))
+
+
+def _create_key(path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    os.makedirs(path.parent, mode=0o700, exist_ok=True)
+    write_atomically(path, pem, mode=0o600)

@@ -1,0 +1,90 @@
+"""The server's key and its memory of ledger heads survive restarts and never go back."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from server.countersign import Countersigner, HeadBook
+from shared.errors import CoordinatorError, SiteError
+from shared.heads import verify_head
+from shared.protocol import LedgerHead
+
+
+def head(entries: int, digit: str = "a") -> LedgerHead:
+    return LedgerHead(entries=entries, hash=digit * 64)
+
+
+def book(home: Path) -> HeadBook:
+    return HeadBook(home / "heads.json", Countersigner.open(home))
+
+
+def test_a_signature_holds_for_its_site_and_head_only(tmp_path: Path) -> None:
+    signer = Countersigner.open(tmp_path)
+    signature, key = signer.sign("Ashford", head(3)), signer.public_key
+    assert verify_head(key, "Ashford", head(3), signature)
+    assert not verify_head(key, "Brook", head(3), signature)
+    assert not verify_head(key, "Ashford", head(4), signature)
+    assert not verify_head(key, "Ashford", head(3, "b"), signature)
+    other = Countersigner.open(tmp_path / "other").public_key
+    assert not verify_head(other, "Ashford", head(3), signature)
+
+
+@pytest.mark.parametrize("signature", ["", "!!!", "AAAA", "é"])
+def test_what_is_no_signature_does_not_hold(tmp_path: Path, signature: str) -> None:
+    assert not verify_head(Countersigner.open(tmp_path).public_key, "Ashford", head(3), signature)
+
+
+def test_another_kind_of_public_key_is_the_sites_fault_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="not an Ed25519"):
+        verify_head(b"nonsense", "Ashford", head(1), "")
+
+
+def test_the_key_is_private_and_kept(tmp_path: Path) -> None:
+    first = Countersigner.open(tmp_path)
+    assert stat.S_IMODE((tmp_path / "countersign.key").stat().st_mode) == 0o600
+    assert (tmp_path / "server.pub").read_bytes() == first.public_key
+    assert Countersigner.open(tmp_path).public_key == first.public_key
+
+
+def test_another_kind_of_private_key_is_refused(tmp_path: Path) -> None:
+    pem = ec.generate_private_key(ec.SECP384R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    for content in (pem, b"nonsense"):
+        (tmp_path / "countersign.key").write_bytes(content)
+        with pytest.raises(CoordinatorError, match="not an Ed25519"):
+            Countersigner.open(tmp_path)
+
+
+def test_heads_are_kept_across_runs_and_told_with_a_signature(tmp_path: Path) -> None:
+    first = book(tmp_path)
+    assert first.known("Ashford") == (None, "")
+    first.confirm({"Ashford": head(2), "Brook": head(5)})
+    first.confirm({"Ashford": head(4)})
+    told, signature = book(tmp_path).known("Ashford")
+    assert told == head(4)
+    assert verify_head(Countersigner.open(tmp_path).public_key, "Ashford", head(4), signature)
+    assert book(tmp_path).known("Brook")[0] == head(5)
+
+
+def test_an_older_or_forked_head_is_objected_to_and_never_recorded(tmp_path: Path) -> None:
+    heads = book(tmp_path)
+    heads.confirm({"Ashford": head(4)})
+    assert "3 entries; 4 were seen" in heads.objection("Ashford", head(3))
+    assert "another last entry" in heads.objection("Ashford", head(4, "b"))
+    assert heads.objection("Ashford", head(4)) == ""
+    assert heads.objection("Ashford", head(9, "c")) == ""
+    heads.confirm({"Ashford": head(3), "Brook": head(1)})
+    assert book(tmp_path).known("Ashford")[0] == head(4)
+    assert book(tmp_path).known("Brook")[0] == head(1)
+
+
+def test_a_damaged_book_stops_the_server_instead_of_forgetting(tmp_path: Path) -> None:
+    (tmp_path / "heads.json").write_text('{"Ashford": ')
+    with pytest.raises(CoordinatorError, match="cannot be read"):
+        book(tmp_path)
