@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 
 from client.site import Site
@@ -24,7 +25,7 @@ def start_node(site: Site, port: int = 0) -> None:
         SiteError: The server cannot be reached, is not the coordinator's, or does not know
             this node's key.
     """
-    from client.audit import AuditLog
+    from client.audit import AuditLog, Event
     from client.vault import Vault
     from shared.flower.node import NodeSettings, run_node
 
@@ -38,10 +39,12 @@ def start_node(site: Site, port: int = 0) -> None:
         key=site.node_key,
         port=port or free_port(),
     )
-    run_node(
-        settings,
-        lambda run, reason: audit.write("bundle-refused", flower_run=str(run), reason=reason),
-    )
+
+    def refused(run: int, reason: str) -> None:
+        event = Event(event="round-refused", run=str(run), code="bundle-refused", outcome=reason)
+        audit.write(event, datetime.now(UTC))
+
+    run_node(settings, refused)
 
 
 def check_server(address: str, ca: Path) -> None:

@@ -111,6 +111,22 @@ class ServerHome:
         _write(self.path / "sites.json", _SITES.dump_json((*sites, site), indent=1).decode())
         return site
 
+    def site(self, name: str) -> EnrolledSite:
+        """Return an enrolled site by name.
+
+        Raises:
+            CoordinatorError: No such site is enrolled.
+        """
+        for site in self.sites():
+            if site.name == name:
+                return site
+        raise CoordinatorError("no site of this name is enrolled", name, "See `server sites`")
+
+    def remove_site(self, name: str) -> None:
+        """Forget an enrolled site."""
+        rest = tuple(site for site in self.sites() if site.name != name)
+        _write(self.path / "sites.json", _SITES.dump_json(rest, indent=1).decode())
+
     def run_folder(self, run: str) -> Path:
         """Return the folder of a run.
 

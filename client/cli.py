@@ -1,0 +1,176 @@
+"""Commands of a hospital: set up a node, read and approve studies, check data, run the node."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.site import Site, load_site
+from shared.errors import SiteError
+
+app = typer.Typer(help="Run a hospital's node.", no_args_is_help=True)
+
+Home = Annotated[Path, typer.Option("--home", help="the node's home folder")]
+Digest = Annotated[str, typer.Argument(help="the study's digest, or its first digits")]
+
+
+@app.command()
+def init(
+    home: Home,
+    name: Annotated[str, typer.Option(help="the hospital's name as others see it")],
+    invitation: Annotated[Path, typer.Option(help="the coordinator's invitation.json")],
+    images: Annotated[Path, typer.Option(help="folder of DICOM files")],
+    labels: Annotated[Path, typer.Option(help="labels table (CSV)")],
+) -> None:
+    """Make the node's home: its keys, and a site.toml to read and adapt."""
+    from client.setup import create_site
+    from shared.invitation import load_invitation
+
+    letter = load_invitation(invitation)
+    create_site(home, name, letter, images, labels)
+    typer.echo(f"Fingerprint of the invitation: {letter.fingerprint}")
+    typer.echo("Compare it with the coordinator by telephone before you go on.")
+    typer.echo(f"Send {home / 'node.pub'} to the coordinator; node.key never leaves this machine.")
+    typer.echo(f"Then read {home / 'site.toml'}: columns, label values, and your policy.")
+
+
+@app.command()
+def start(
+    home: Home,
+    port: Annotated[int, typer.Option(help="loopback port of the node; 0: a free one")] = 0,
+) -> None:
+    """Run the node until it is stopped; it only ever connects outward."""
+    from client.node import start_node
+
+    start_node(load_site(home), port)
+
+
+@app.command()
+def check(home: Home) -> None:
+    """Check the settings, the keys and the way to the server."""
+    from client.node import check_server
+    from client.vault import Vault
+
+    site = load_site(home)
+    Vault.open(site.vault_key)
+    typer.echo("site.toml: valid; vault key: present and private")
+    address = site.config.server.address
+    check_server(address, site.resolve(site.config.server.ca))
+    typer.echo(f"server {address}: reached over TLS, certificate of the coordinator's authority")
+
+
+@app.command()
+def studies(home: Home) -> None:
+    """List the studies that were offered and those approved."""
+    from client.approvals import Approvals
+
+    approvals = Approvals(load_site(home))
+    for study in approvals.offered():
+        typer.echo(f"offered   {study.digest[:12]}  {study.name}")
+    for approval in approvals.approved():
+        typer.echo(
+            f"approved  {approval.digest[:12]}  {approval.study.name}  "
+            f"by {approval.by}, {approval.time}"
+        )
+
+
+@app.command()
+def show(home: Home, digest: Digest) -> None:
+    """Explain a study in plain words, before anybody approves it."""
+    from shared.explain import explain_study
+
+    from client.approvals import Approvals
+
+    approvals = Approvals(load_site(home))
+    known = [*approvals.offered(), *(a.study for a in approvals.approved())]
+    study = next(s for s in known if s.digest == _whole(digest, [s.digest for s in known]))
+    for line in explain_study(study):
+        typer.echo(line)
+
+
+@app.command()
+def approve(
+    home: Home,
+    digest: Digest,
+    by: Annotated[str, typer.Option(help="who decides, for the audit log")],
+) -> None:
+    """Approve an offered study: from now on the node takes part."""
+    from client.approvals import Approvals
+
+    site = load_site(home)
+    approvals = Approvals(site)
+    whole = _whole(digest, [study.digest for study in approvals.offered()])
+    study = approvals.approve(whole, by)
+    _log(site, "study-approved", whole, by)
+    typer.echo(f"Approved {study.name} ({whole}).")
+
+
+@app.command()
+def revoke(
+    home: Home,
+    digest: Digest,
+    by: Annotated[str, typer.Option(help="who decides, for the audit log")],
+) -> None:
+    """Take an approval back: the node refuses the study from its next message on."""
+    from client.approvals import Approvals
+
+    site = load_site(home)
+    approvals = Approvals(site)
+    whole = _whole(digest, [approval.digest for approval in approvals.approved()])
+    approvals.revoke(whole)
+    _log(site, "study-revoked", whole, by)
+    typer.echo(f"Revoked {whole}.")
+
+
+@app.command()
+def data(
+    home: Home,
+    study: Annotated[Path, typer.Argument(help="a study.toml")],
+) -> None:
+    """Read the images and labels as the study would, and say what can be used and what not."""
+    from client.data.cohort import load_cohort
+    from client.data.report import describe_report
+    from shared.study import load_study
+
+    cohort = load_cohort(load_site(home), load_study(study))
+    for line in describe_report(cohort.report):
+        typer.echo(line)
+
+
+@app.command()
+def audit(
+    home: Home,
+    last: Annotated[int, typer.Option(min=1, help="how many lines to show")] = 20,
+) -> None:
+    """Verify the audit log's chain and show its last lines."""
+    from client.audit import AuditLog
+    from client.vault import Vault
+
+    site = load_site(home)
+    lines = AuditLog(site.audit_log, Vault.open(site.vault_key)).lines()
+    for line in lines[-last:]:
+        shown = line.model_dump(exclude_defaults=True, exclude={"prev", "hash"})
+        typer.echo("  ".join(f"{key}={value}" for key, value in shown.items()))
+    typer.echo(f"{len(lines)} lines, the chain is whole.")
+
+
+def _whole(digest: str, known: list[str]) -> str:
+    found = [each for each in known if each.startswith(digest)]
+    if len(found) != 1:
+        raise SiteError(
+            "no such study" if not found else "several studies begin like this",
+            digest,
+            "`consilium site studies` lists them",
+        )
+    return found[0]
+
+
+def _log(site: Site, event: str, study: str, by: str) -> None:
+    from client.audit import AuditLog, Event
+    from client.vault import Vault
+
+    log = AuditLog(site.audit_log, Vault.open(site.vault_key))
+    log.write(Event.model_validate({"event": event, "study": study, "by": by}), datetime.now(UTC))
