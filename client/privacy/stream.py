@@ -66,7 +66,7 @@ class RandomStream(ABC):
 
     def _uniform(self, n: int) -> Floats:
         words = np.frombuffer(self.read(8 * n), dtype="<u8")
-        return (words >> np.uint64(11)) * 2.0**-53
+        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a random stream cannot be copied or pickled: it would repeat itself")

@@ -1,0 +1,222 @@
+"""One round of local training: steps on random lots of patients, private or not, in place."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from client.augment import augment, draw_views, is_active
+from client.data.cohort import PatientSet
+from client.privacy.dpsgd import (
+    Batch,
+    add_noise,
+    clipped_sum,
+    per_image_gradients,
+    weighted_loss,
+)
+from client.privacy.sampler import Lot, draw_lot
+from client.privacy.stream import RandomStream
+from shared.errors import DataError, SiteError
+from shared.study import Study, Training
+
+log = logging.getLogger(__name__)
+
+
+def train_round(
+    model: nn.Module,
+    patients: PatientSet,
+    study: Study,
+    *,
+    noise_multiplier: float,
+    round_number: int,
+    stream: RandomStream,
+    device: torch.device,
+    physical_batch: int,
+) -> None:
+    """Train the model in place for the study's `local_steps` of one round.
+
+    With privacy each step is one Poisson-subsampled Gaussian mechanism with sampling rate
+    `training.sampling_rate` (Abadi et al. 2016, with patients as the unit): an empty lot is a
+    step of noise alone. Without privacy the lots are the same, the gradient is the mean over
+    the lot's patients, and an empty lot does nothing. The optimiser starts afresh each round:
+    a site remembers nothing between rounds.
+
+    Args:
+        model: Any module Opacus accepts; moved to the device and back to the CPU.
+        patients: The training patients.
+        study: The approved plan.
+        noise_multiplier: Standard deviation of the noise over `privacy.clip`; unused without
+            privacy.
+        round_number: 1 for the first, for the schedule.
+        stream: Source of lots, image choices, views and noise.
+        device: Where to compute.
+        physical_batch: Images computed at once; the result does not depend on it.
+
+    Raises:
+        DataError: There is no patient.
+        ValueError: Privacy is on and the noise is not finite and above 0.
+    """
+    if len(patients) == 0:
+        raise DataError("there is no patient to train on", todo="Check the site's data report")
+    private = study.privacy.enabled
+    if private and not 0 < noise_multiplier < math.inf:
+        raise ValueError("private training needs noise")
+    log.info("training on %s", device)
+    model.to(device).train()
+    plan = study.training
+    optimiser = _optimiser(model, plan)
+    with per_image_gradients(model) if private else nullcontext(model) as watched:
+        for step in range(plan.local_steps):
+            done = (round_number - 1) * plan.local_steps + step
+            _set_learning_rate(optimiser, study, done)
+            lot = draw_lot(
+                stream,
+                patients.image_patient,
+                len(patients),
+                plan.sampling_rate,
+                study.privacy.images_per_patient,
+            )
+            batches = lot_batches(patients, lot, study, stream, watched, physical_batch)
+            if private:
+                total = clipped_sum(watched, batches, study.privacy.clip)
+                add_noise(total, stream, noise_multiplier * study.privacy.clip)
+                _step(optimiser, model, total, plan.sampling_rate * len(patients))
+            elif len(lot.patients):
+                _step(optimiser, model, plain_sum(model, batches), len(lot.patients))
+    model.to("cpu").eval().zero_grad(set_to_none=True)
+
+
+def lot_batches(
+    patients: PatientSet,
+    lot: Lot,
+    study: Study,
+    stream: RandomStream,
+    model: nn.Module,
+    physical_batch: int,
+) -> Iterator[Batch]:
+    """Yield a lot's images, each in all its views, in batches of at most `physical_batch`.
+
+    Args:
+        patients: All training patients.
+        lot: Those of this step and their images.
+        study: The plan; its augmentation says how many views.
+        stream: Decides the views, for the whole lot before the first batch.
+        model: Gives device and dtype.
+        physical_batch: Most images at once.
+    """
+    plan = study.training.augment
+    views = plan.views if is_active(plan) else 1
+    images, owner = lot.images.repeat_interleave(views), lot.owner.repeat_interleave(views)
+    draws = draw_views(stream, len(images)) if is_active(plan) else None
+    weights = 1 / torch.bincount(owner).to(torch.float64)[owner]
+    targets = patients.labels[lot.patients][owner]
+    parameter = next(model.parameters())
+    for start in range(0, len(images), physical_batch):
+        part = slice(start, start + physical_batch)
+        batch = _move(patients.images[images[part]], parameter).to(parameter.dtype)
+        if draws is not None:
+            batch = augment(batch, draws[part], plan)
+        yield Batch(
+            batch,
+            _move(targets[part], parameter),
+            _move(weights[part].to(parameter.dtype), parameter),
+            _move(owner[part], parameter),
+        )
+
+
+def plain_sum(model: nn.Module, batches: Iterable[Batch]) -> list[torch.Tensor]:
+    """Sum the patients' gradients without clipping: training without privacy."""
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        torch.autograd.backward(weighted_loss(model, batch))
+    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, images: torch.Tensor, device: torch.device, physical_batch: int
+) -> torch.Tensor:
+    """Return each image's class probabilities, float32 [n, classes], on the CPU.
+
+    Args:
+        model: Moved to the device and back to the CPU.
+        images: float32 [n, channels, size, size] in [-1, 1]; n may be 0.
+        device: Where to compute.
+        physical_batch: Images computed at once.
+    """
+    model.to(device).eval()
+    parameter = next(model.parameters())
+    parts = [
+        model(_move(part, parameter).to(parameter.dtype)).float().softmax(dim=1).cpu()
+        for part in torch.split(images, physical_batch)
+    ]
+    model.to("cpu")
+    return torch.cat(parts)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the device to compute on.
+
+    Args:
+        wanted: `auto` (CUDA where there is one), `cpu` or `cuda`.
+
+    Raises:
+        SiteError: CUDA was asked for and there is none; nothing falls back in silence.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SiteError(
+            "a CUDA device was asked for and PyTorch finds none",
+            "compute.device",
+            "Set it to 'cpu' or 'auto', or repair the driver (see `consilium site doctor`)",
+        )
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _move(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Bring a CPU tensor to a parameter's device, through pinned memory if that is a GPU."""
+    if like.is_cuda:
+        return tensor.pin_memory().to(like.device, non_blocking=True)
+    return tensor
+
+
+def _optimiser(model: nn.Module, plan: Training) -> torch.optim.Optimizer:
+    if plan.optimiser == "adamw":
+        return torch.optim.AdamW(
+            model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+        )
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=plan.learning_rate,
+        momentum=plan.momentum,
+        weight_decay=plan.weight_decay,
+    )
+
+
+def _set_learning_rate(optimiser: torch.optim.Optimizer, study: Study, done: int) -> None:
+    """Set the rate after `done` of the study's steps; the cosine falls to 0 at the last."""
+    plan = study.training
+    part = 1.0
+    if plan.schedule == "cosine":
+        whole = study.federation.rounds * plan.local_steps
+        part = (1 + math.cos(math.pi * min(done / whole, 1))) / 2
+    for group in optimiser.param_groups:
+        group["lr"] = plan.learning_rate * part
+
+
+def _step(
+    optimiser: torch.optim.Optimizer,
+    model: nn.Module,
+    total: list[torch.Tensor],
+    patients: float,
+) -> None:
+    """Take one step along the sum of gradients over a number of patients."""
+    for parameter, gradient in zip(model.parameters(), total, strict=True):
+        parameter.grad = (gradient / patients).to(parameter.dtype)
+    optimiser.step()

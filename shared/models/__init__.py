@@ -1,0 +1,81 @@
+"""The models a study can name, and their weights as plain named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shared.errors import StudyError
+from shared.models.attention import Attention
+from shared.models.cnn import Cnn
+from shared.models.layers import draw_weights
+from shared.study import Study
+
+Weights = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+
+# Name in the study -> model built from (its plan, size, channels, classes), last layer `head`.
+MODELS: dict[str, Callable[[Any, int, int, int], nn.Module]] = {"cnn": Cnn, "attention": Attention}
+
+
+def build_model(study: Study) -> nn.Module:
+    """Build the study's model with its initial weights, float32 on the CPU.
+
+    The weights follow from the study's digest alone, so that everybody can check them; the
+    global random state is not touched. The last layer starts at zero.
+
+    Returns:
+        A module from images [b, channels, size, size] to logits [b, classes].
+
+    Raises:
+        StudyError: The study names an unknown model.
+    """
+    if study.model.name not in MODELS:
+        raise StudyError(
+            f"unknown model {study.model.name!r}", "model.name", f"Choose one of {list(MODELS)}"
+        )
+    with torch.device("meta"):
+        model = MODELS[study.model.name](
+            study.model, study.input.size, study.input.channels, len(study.task.classes)
+        )
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(int(study.digest[:15], 16))
+    draw_weights(model, generator)
+    nn.init.zeros_(model.get_parameter("head.weight"))
+    return model
+
+
+def initial_weights(study: Study) -> Weights:
+    """Return the weights training starts from; they follow from the study's digest."""
+    return get_weights(build_model(study))
+
+
+def get_weights(model: nn.Module) -> Weights:
+    """Copy the model's parameters into named float32 arrays."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32).numpy().copy()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def set_weights(model: nn.Module, weights: Weights) -> None:
+    """Load named arrays into the model, in place.
+
+    Raises:
+        StudyError: A name is missing or unknown, or a shape differs; the model is unchanged.
+    """
+    parameters = dict(model.named_parameters())
+    wrong = sorted(parameters.keys() ^ weights.keys()) or sorted(
+        name for name, p in parameters.items() if tuple(p.shape) != weights[name].shape
+    )
+    if wrong:
+        raise StudyError(
+            f"weights are missing, unknown or of another shape: {', '.join(wrong)}",
+            todo="Use weights of the same study; its digest is stored with them",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.tensor(weights[name]))
