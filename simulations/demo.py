@@ -25,7 +25,6 @@ from shared.study import Study
 if TYPE_CHECKING:
     import subprocess
 
-    from simulations.hospitals import HospitalFolder
 
 RUN = "demo"
 
@@ -143,7 +142,9 @@ def _new_folder(wanted: Path | None) -> Path:
                 return wanted.resolve()
         except OSError as error:
             raise CoordinatorError(
-                f"cannot make the output folder: {error.strerror}", str(folder), "Give another --out"
+                f"cannot make the output folder: {error.strerror}",
+                str(folder),
+                "Give another --out",
             ) from None
     raise CoordinatorError(
         "the output folder is in use", str(wanted), "Give another --out, or remove it"

@@ -72,7 +72,9 @@ def start_hospitals(
             site.home / "node.log",
         )
         names.append(folder.name)
-    console.print(f"Hospitals: {len(names)} nodes started; each approved study {study.digest[:12]}.")
+    console.print(
+        f"Hospitals: {len(names)} nodes started; each approved study {study.digest[:12]}."
+    )
     return names
 
 
