@@ -1,0 +1,105 @@
+"""The site's policy, enforced before anything is computed; a refusal costs no budget."""
+
+from __future__ import annotations
+
+import torch
+
+from client.privacy.budget import Limits
+from client.privacy.chain import Purpose
+from client.privacy.plans import study_delta
+from client.site import Policy
+from shared.errors import PolicyRefusal
+from shared.study import Study
+
+
+def check_study(policy: Policy, study: Study) -> None:
+    """Refuse a study that asks for more than the policy grants any study.
+
+    Raises:
+        PolicyRefusal: `policy-epsilon` or `policy-delta`.
+    """
+    asked, granted = study.privacy.epsilon, policy.max_epsilon_per_study
+    if not study.privacy.enabled and not policy.allow_without_privacy:
+        raise PolicyRefusal(
+            "policy-epsilon",
+            "the study trains without differential privacy",
+            "policy.allow_without_privacy",
+            "Allow it only if whoever sees the updates may know the patients' data",
+        )
+    if study.privacy.enabled and asked > granted:
+        raise PolicyRefusal(
+            "policy-epsilon",
+            f"the study asks for epsilon {asked:g}, the policy grants {granted:g}",
+            "policy.max_epsilon_per_study",
+            "Ask for a study with a smaller epsilon, or raise the limit",
+        )
+    if study.privacy.delta is not None:
+        _check_delta(policy, study.privacy.delta)
+
+
+def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
+    """Refuse to train on too few patients, or at too large a default delta.
+
+    Args:
+        policy: The policy.
+        study: The study; its own minimum holds too.
+        labels: Class index of each training patient, int64 [n_patients].
+
+    Raises:
+        PolicyRefusal: `policy-cohort` or `policy-delta`.
+    """
+    least = max(policy.min_patients, study.data.min_patients)
+    if len(labels) < least:
+        raise PolicyRefusal(
+            "policy-cohort",
+            f"{len(labels)} training patients where at least {least} are needed",
+            "policy.min_patients, or the study's data.min_patients",
+            "Add patients; `consilium site data` says what was set aside and why",
+        )
+    counts = torch.bincount(labels, minlength=len(study.task.classes)).tolist()
+    for name, count in zip(study.task.classes, counts, strict=True):
+        if count < policy.min_patients_per_class:
+            raise PolicyRefusal(
+                "policy-cohort",
+                f"{count} training patients of class {name} where the policy asks for "
+                f"{policy.min_patients_per_class}",
+                "policy.min_patients_per_class",
+                "Add patients of this class, or check the mapping of labels in site.toml",
+            )
+    _check_delta(policy, study_delta(study, len(labels)))
+
+
+def check_day(policy: Policy, rounds_today: int) -> None:
+    """Refuse a round beyond the day's limit.
+
+    Raises:
+        PolicyRefusal: `policy-rounds`.
+    """
+    if rounds_today >= policy.max_rounds_per_day:
+        raise PolicyRefusal(
+            "policy-rounds",
+            f"{rounds_today} rounds were begun today (UTC), the policy allows "
+            f"{policy.max_rounds_per_day}",
+            "policy.max_rounds_per_day",
+            "The site takes part again tomorrow",
+        )
+
+
+def limits(policy: Policy) -> Limits:
+    """Return what the policy grants each patient over all studies."""
+    waived: set[Purpose] = set()
+    if policy.allow_without_privacy:
+        waived.add("train")
+    if policy.evaluation == "exact":
+        waived.add("exact-evaluation")
+    return Limits(policy.max_epsilon_per_patient, policy.max_delta, frozenset(waived))
+
+
+def _check_delta(policy: Policy, delta: float) -> None:
+    if delta > policy.max_delta:
+        raise PolicyRefusal(
+            "policy-delta",
+            f"the study's delta is {delta:g}, the policy allows {policy.max_delta:g}",
+            "policy.max_delta",
+            "Ask for a study with a smaller delta, or raise the limit",
+        )
