@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ class Estimate:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+
+
+UNKNOWN = Estimate()
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class SiteRound:
     delta: float | None = None
     noise_multiplier: float | None = None
     sampling_rate: float | None = None
-    auc: Estimate = Estimate()
+    auc: Estimate = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class RoundRecord:
     @property
     def auc(self) -> Estimate:
         """AUC of the model that went out in this round, over all hospitals."""
-        return self.metrics.get("auc", Estimate())
+        return self.metrics.get("auc", UNKNOWN)
 
     @property
     def rounds_before(self) -> int:
@@ -91,13 +95,31 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of `events.jsonl`; `detail` is its code, reason or error."""
+    """One line of `events.jsonl`.
+
+    Attributes:
+        name: What happened, such as "site-replied".
+        time: When, ISO 8601.
+        round: In which round.
+        site: At which hospital; empty: at the server.
+        detail: Its code, reason or error.
+        epsilon: Privacy the hospital has spent, in its replies.
+    """
 
     name: str
     time: str = ""
     round: int | None = None
     site: str = ""
     detail: str = ""
+    epsilon: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """When it happened, in seconds since 1970, or None if its time cannot be read."""
+        try:
+            return datetime.fromisoformat(self.time).timestamp()
+        except (ValueError, OverflowError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -173,6 +195,7 @@ def event(line: dict[str, Any]) -> Event:
         round=None if round_ is None else int(round_),
         site=words(line.get("site")),
         detail=next((words(line[k]) for k in ("code", "reason", "error") if line.get(k)), ""),
+        epsilon=number(line.get("epsilon")),
     )
 
 
@@ -224,9 +247,9 @@ def _site_round(values: dict[str, Any]) -> SiteRound:
 
 def _metrics(line: dict[str, Any]) -> dict[str, Estimate]:
     """Return the measures of a line: its numbers, each with its `_low` and `_high`."""
-    numbers = {k for k, v in line.items() if number(v) is not None} - {"round", "seconds"}
-    ends = {f"{name}{end}" for name in numbers for end in ("_low", "_high")}
-    return {name: _estimate(line, name) for name in line if name in numbers - ends}
+    numbers = [name for name, value in line.items() if number(value) is not None]
+    names = dict.fromkeys(n.removesuffix("_low").removesuffix("_high") for n in numbers)
+    return {n: _estimate(line, n) for n in names if n not in ("round", "seconds")}
 
 
 def _estimate(values: dict[str, Any], name: str) -> Estimate:
