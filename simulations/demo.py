@@ -119,9 +119,9 @@ def _train(
                 raise CoordinatorError(f"{gone[0]} ended: {last_line(log)}", str(log))
             if time.monotonic() - checked > 2:
                 checked = time.monotonic()
-                if api.run_status(run_id).startswith("finished") and not _finished(folder):
-                    log = home.path / "superlink.log"
-                    raise CoordinatorError(f"the run ended: {last_line(log)}", str(log))
+                status = api.run_status(run_id)
+                if status.finished and not _finished(folder):
+                    raise CoordinatorError(f"the run ended: {status.details}", str(folder))
             time.sleep(0.2)
         view.refresh()
 
