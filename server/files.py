@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise _cannot_write(path, error) from None
 
 
@@ -42,7 +44,7 @@ class JsonLines:
 
     Args:
         path: The file; made if it does not exist.
-        keep: Which of the lines already there stay; default: all.
+        keep: Which of the lines already there stay, none that is damaged; default: all.
         sync: Whether a line must survive a power cut, not only the end of this process.
     """
 
@@ -58,7 +60,7 @@ class JsonLines:
         whole = before[: before.rfind(b"\n") + 1]
         if keep is not None:
             lines = whole.splitlines(keepends=True)
-            whole = b"".join(line for line in lines if keep(json.loads(line)))
+            whole = b"".join(line for line in lines if _stays(line, keep))
         if whole != before:
             write_atomically(path, whole)
         try:
@@ -84,6 +86,13 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _stays(line: bytes, keep: Callable[[dict[str, Any]], bool]) -> bool:
+    try:
+        return keep(json.loads(line))
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _cannot_write(path: Path, error: OSError) -> CoordinatorError:

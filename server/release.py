@@ -52,8 +52,11 @@ class ModelCard(Record):
 
 
 def weights_file(weights: Weights, study: Study) -> bytes:
-    """Return weights as safetensors bytes stamped with the study's name and digest."""
-    return save(weights, metadata={"study": study.name, "study_digest": study.digest})
+    """Return weights as safetensors bytes stamped with the study's digest.
+
+    The same weights give the same bytes; a second stamp would not, as their order varies.
+    """
+    return save(weights, metadata={"study_digest": study.digest})
 
 
 def sha256(content: bytes) -> str:

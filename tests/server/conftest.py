@@ -58,6 +58,9 @@ class PlainSite:
     requests: list[Request] = field(default_factory=list)
     entries: int = 0
 
+    def wait(self, request: Request) -> float:
+        return self.delay
+
     def receive(self, request: Request, weights: Weights, time: float) -> tuple[Reply, Weights]:
         self.requests.append(request)
         return self.answer(request, weights, time)
@@ -112,7 +115,7 @@ class Network:
         self._count += 1
         message = f"message-{self._count}"
         copy = {name: array.copy() for name, array in weights.items()}
-        due = self.clock.time + self.sites[node].delay
+        due = self.clock.time + self.sites[node].wait(request)
         self._pending[message] = (
             node,
             Request.model_validate_json(request.model_dump_json()),

@@ -28,7 +28,7 @@ def combine(submitted: list) -> dict:
     return mean.finish()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(submissions, st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_change_one_bit(submitted: list, random) -> None:
     shuffled = submitted.copy()
@@ -37,7 +37,7 @@ def test_the_order_of_arrival_does_not_change_one_bit(submitted: list, random) -
     assert all(first[name].tobytes() == second[name].tobytes() for name in SHAPES)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(submissions)
 def test_it_is_the_float64_weighted_mean_to_half_a_step(submitted: list) -> None:
     result = combine(submitted)
