@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -41,6 +42,7 @@ class Entry:
         delta: At which that budget holds (plan).
         cohort: Id of the patients charged.
         refers: `seq` of the reservation a commit belongs to; 0: none.
+        nonce: Random, so that two copies of a ledger never go on alike.
         time: UTC, ISO 8601.
         prev: Hash of the entry before.
         hash: Keyed hash of all other fields.
@@ -63,6 +65,7 @@ class Entry:
     cohort: str | None = None
     refers: int = 0
     note: str = ""
+    nonce: str = ""
     time: str = ""
     prev: str = GENESIS
     hash: str = ""
@@ -83,6 +86,7 @@ def link(entry: Entry, last: Entry | None, time: datetime, mac: Mac) -> Entry:
     linked = replace(
         entry,
         seq=max(entry.seq, follows),
+        nonce=secrets.token_hex(16),
         time=time.astimezone(UTC).isoformat(timespec="microseconds"),
         prev=last.hash if last else GENESIS,
     )

@@ -61,6 +61,7 @@ entry_table = Table(
     Column("cohort", ForeignKey("cohort.id")),
     Column("refers", Integer, nullable=False),
     Column("note", String, nullable=False),
+    Column("nonce", String(32), nullable=False),
     Column("time", String, nullable=False),
     Column("prev", String(64), nullable=False, unique=True),
     Column("hash", String(64), nullable=False, unique=True),
