@@ -38,6 +38,7 @@ def start_node(site: Site, port: int = 0) -> None:
         ca=ca,
         key=site.node_key,
         port=port or free_port(),
+        executor="client.executor",
     )
 
     def refused(run: int, reason: str) -> None:

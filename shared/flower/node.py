@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.errors import SiteError
 from shared.flower.bundle import bundle_digest
+from shared.flower.executor import start_executor
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class NodeSettings:
         ca: PEM file of the coordinator's certificate authority.
         key: The node's private key (OpenSSH EC P-384).
         port: Loopback port of the node's own runtime API.
+        executor: Module that runs the node's tasks (see `shared.flower.executor`).
     """
 
     home: Path
@@ -34,6 +36,7 @@ class NodeSettings:
     ca: Path
     key: Path
     port: int
+    executor: str
 
 
 def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> None:
@@ -75,7 +78,7 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         max_retries=None,
         max_wait_time=None,
         node_config={"home": str(settings.home)},
-        isolation="subprocess",
+        isolation="process",
         runtime_certificates=None,
         runtime_root_certificates_path=None,
         health_server_address=None,
@@ -94,6 +97,8 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         http_thread.join(timeout=2)
 
     cli.add_exit_handler(stop_http)
+    executor = start_executor(settings.executor, f"127.0.0.1:{settings.port}")
+    cli.add_exit_handler(executor.terminate)
     supernode.start_client_internal(
         state_factory=factory,
         server_address=config.server_address,
@@ -102,6 +107,7 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         insecure=config.insecure,
         authentication_keys=config.authentication_keys,
         node_config=config.node_config,
+        isolation=config.isolation,
         runtime_api_address=f"{config.host}:{config.port}",
         trusted_entities=config.trusted_entities,
         runtime_dependency_install=False,
