@@ -133,20 +133,10 @@ class DecodeWorker:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with theirs:
-            limits = (str(self._memory_mb), str(self._seconds))
-            arguments = (str(theirs.fileno()), self._spec.model_dump_json(), *limits)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "client.data.decoder", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-                | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
         self._pipe, self._served = ours, 0
-        with contextlib.suppress(OSError, EOFError):
+        with theirs, contextlib.suppress(OSError, EOFError):
+            self._process = self._launch(theirs.fileno())
+            theirs.close()
             if _receive_exactly(ours, len(READY), time.monotonic() + START_SECONDS) == READY:
                 return ours
         self._stop()
@@ -154,6 +144,19 @@ class DecodeWorker:
             "the process that decodes images does not start",
             "client.data.decoder",
             "Install Consilium again, with all its packages",
+        )
+
+    def _launch(self, descriptor: int) -> subprocess.Popen[bytes]:
+        limits = (str(self._memory_mb), str(self._seconds))
+        arguments = (str(descriptor), self._spec.model_dump_json(), *limits)
+        known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "client.data.decoder", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            env=known | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
 
     def _stop(self) -> None:

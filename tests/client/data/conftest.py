@@ -62,13 +62,13 @@ def ramp() -> np.ndarray:
 def make_site(tmp_path: Path) -> Callable[..., Site]:
     """Return a builder of a site: its images by file name and its labels table's text."""
 
-    def make(images: dict[str, bytes], labels: str, **settings: Any) -> Site:
+    def make(files: dict[str, bytes], table: str, **settings: Any) -> Site:
         folder = tmp_path / "images"
         folder.mkdir(exist_ok=True)
-        for name, content in images.items():
+        for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        (tmp_path / "labels.csv").write_text(labels)
+        (tmp_path / "labels.csv").write_text(table)
         policy = settings.pop("policy", Policy(min_patients=1, min_patients_per_class=0))
         compute = settings.pop("compute", Compute())
         source = {"images": folder, "labels": tmp_path / "labels.csv", **settings}
