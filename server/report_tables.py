@@ -1,0 +1,239 @@
+"""The report's tables: hospitals, rounds, final metrics, and what was set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from server.charts import Line, line_style, sample
+from server.history import Estimate, History, RoundRecord, SiteRound, number, words
+from server.markup import Html, element, table
+from shared.study import Study
+
+T = TypeVar("T")
+
+REFUSALS = {
+    "study-not-approved": "nobody there has approved the study",
+    "study-invalid": "the plan that arrived is not the approved one",
+    "policy-epsilon": "its policy allows less epsilon",
+    "policy-delta": "its policy asks for a smaller delta",
+    "policy-cohort": "it has too few patients",
+    "policy-rounds": "its policy allows fewer rounds a day",
+    "policy-device": "its policy on devices or hours",
+    "policy-evaluation": "its policy on evaluation",
+    "budget-exhausted": "its privacy budget is used up",
+    "ledger-rollback": "its ledger is older than the server remembers",
+    "ledger-invalid": "its ledger is damaged",
+    "data-unusable": "its data cannot be used",
+    "bundle-refused": "the program sent is not its own release",
+    "message-invalid": "it could not read the message",
+    "out-of-order": "it has done this round already",
+    "internal-error": "an error in its software",
+}
+"""What the reason codes of the protocol mean, as said of a hospital."""
+
+STATES = {
+    "update": "took part",
+    "evaluated": "evaluated",
+    "refused": "refused",
+    "failed": "failed",
+    "late": "too late",
+    "absent": "absent",
+}
+
+MEASURES = {
+    "auc": "AUC (area under the ROC curve)",
+    "average_precision": "Average precision",
+    "sensitivity_at_95_specificity": "Sensitivity at 95 % specificity",
+    "ece": "Expected calibration error",
+    "brier": "Brier score",
+    "accuracy": "Accuracy",
+    "positives": "Patients with the scored class (estimated)",
+    "negatives": "Patients without it (estimated)",
+    "undetermined": "Classes that cannot be told from noise",
+    "patients": "Patients",
+}
+COUNTS = frozenset({"positives", "negatives", "undetermined", "patients"})
+
+
+def hospitals_table(history: History) -> Html:
+    """Return one row a hospital: its share, its privacy and how it ended."""
+    titles = (
+        "Hospital",
+        "Training patients",
+        "Rounds taken part",
+        "Epsilon spent",
+        "Budget",
+        "Delta",
+        "Noise multiplier",
+        "Own AUC",
+        "State at the end",
+        "Last reason not to take part",
+    )
+    rows = [_hospital(history, index) for index in range(len(history.sites))]
+    return table("Hospitals of the study", titles, rows, set(range(1, 8)))
+
+
+def rounds_table(history: History) -> Html:
+    """Return one row a round: who was in, who was not, and why."""
+    titles = ("Round", "AUC of the model sent out", "Took part", "Did not, and why", "Time")
+    rows = {(r.closing, r.number): _round(r) for r in history.rounds}
+    for event in history.events:
+        started = (False, event.round or 0)
+        if event.name == "round-started" and event.round and started not in rows:
+            rows[started] = [str(event.round), "", "", "The round was not finished.", ""]
+    caption = "Rounds, who was in each, and who was not"
+    return table(caption, titles, [rows[key] for key in sorted(rows)], {1, 4})
+
+
+def metrics_table(
+    metrics: Mapping[str, Estimate], test: Mapping[str, float | int | None], study: Study
+) -> Html:
+    """Return one row a measure: at the hospitals with its interval, and on the test set."""
+    names = [n for n in MEASURES if n in metrics or n in test]
+    names += [n for n in (*metrics, *test) if n not in MEASURES and not n.endswith(_ENDS)]
+    rows = [
+        [
+            _measure(name, study),
+            _shown(name, metrics[name].value) if name in metrics else "",
+            _interval(name, metrics.get(name, Estimate())),
+            _shown(name, number(test[name])) if name in test else "",
+        ]
+        for name in dict.fromkeys(names)
+    ]
+    titles = ["Measure", "At the hospitals", "95 % interval", "On the test set"]
+    columns = len(titles) if test else len(titles) - 1
+    rows, titles = [row[:columns] for row in rows], titles[:columns]
+    return table("Final metrics of the released model", titles, rows, {1, 2, 3})
+
+
+def set_aside_table(local_reports: Mapping[str, Mapping[str, int]]) -> Html:
+    """Return how many files or rows each hospital set aside, by reason."""
+    sites = list(local_reports)
+    reasons = sorted({reason for counts in local_reports.values() for reason in counts})
+    if not reasons:
+        return element("p", "Nothing was set aside.")
+    counted = [(r, [local_reports[site].get(r, 0) for site in sites]) for r in reasons]
+    rows = [
+        (words(r).replace("-", " "), *(f"{n:,}" if n else "–" for n in counts))
+        for r, counts in sorted(counted, key=lambda row: -sum(row[1]))
+    ]
+    totals = [f"{sum(local_reports[site].values()):,}" for site in sites]
+    caption = "Files and rows of the labels table that were set aside, by reason"
+    numeric = set(range(1, len(sites) + 1))
+    return table(caption, ("Reason", *sites), [*rows, ("all", *totals)], numeric)
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in the unit a reader would use."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+_ENDS = ("_low", "_high")
+
+
+def _hospital(history: History, index: int) -> list[str | Html]:
+    name = history.sites[index]
+    records = [(r, r.sites[name]) for r in history.rounds if name in r.sites]
+    entries = [site for _, site in records]
+    private = history.study.privacy.enabled
+    noise = _latest(entries, lambda site: site.noise_multiplier)
+    auc = _latest(entries, lambda site: site.auc if site.auc.value is not None else None)
+    return [
+        element("span", Html(sample(Line(name, (), *line_style(index)))), name, class_="name"),
+        _or_dash(_latest(entries, lambda site: site.patients or None), ",d"),
+        str(sum(site.state == "update" for site in entries)),
+        _or_dash(_latest(entries, lambda site: site.epsilon), ".3f") if private else _no_limit(),
+        _or_dash(_latest(entries, lambda site: site.budget), "g") if private else "–",
+        _power(_latest(entries, lambda site: site.delta)) if private else "–",
+        _or_dash(noise, ".3f") if private else element("span", "none", class_="bad"),
+        "–" if auc is None else f"{auc.value:.3f}",
+        STATES.get(entries[-1].state, entries[-1].state) if entries else "never heard of",
+        _last_reason(records),
+    ]
+
+
+def _no_limit() -> Html:
+    return element("span", "no limit", class_="bad")
+
+
+def _latest(entries: list[SiteRound], value: Callable[[SiteRound], T | None]) -> T | None:
+    """Return the newest known value; the last rounds may not tell it."""
+    return next((v for site in reversed(entries) if (v := value(site)) is not None), None)
+
+
+def _last_reason(records: list[tuple[RoundRecord, SiteRound]]) -> str:
+    for record, site in reversed(records):
+        if site.reason:
+            where = "closing" if record.closing else f"round {record.number}"
+            return f"{where}: {_reason(site)}"
+    return "–"
+
+
+def _round(record: RoundRecord) -> list[str | Html]:
+    took_part = [n for n, s in record.sites.items() if s.state in ("update", "evaluated")]
+    others = [
+        element("li", f"{name}: {_reason(site)}")
+        for name, site in record.sites.items()
+        if name not in took_part
+    ]
+    title = f"{record.number} (closing)" if record.closing else str(record.number)
+    share = f"{len(took_part)} of {len(record.sites)}: {', '.join(took_part)}"
+    return [
+        title,
+        _with_interval(record.auc),
+        share if took_part else f"0 of {len(record.sites)}",
+        element("ul", *others, class_="plain") if others else "–",
+        duration(record.seconds),
+    ]
+
+
+def _reason(site: SiteRound) -> str:
+    state = STATES.get(site.state, site.state)
+    reason = REFUSALS.get(site.reason, site.reason)
+    return f"{state}, {reason}" if reason else state
+
+
+def _measure(name: str, study: Study) -> str:
+    if name in ("positives", "negatives") and len(study.task.classes) == 2:
+        scored = study.task.classes[study.task.positive_index]
+        return f"Patients {'with' if name == 'positives' else 'without'} {scored} (estimated)"
+    return MEASURES.get(name, words(name).replace("_", " "))
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "not known"
+    return f"{value:.0f}" if name in COUNTS else f"{value:.4f}"
+
+
+def _interval(name: str, it: Estimate) -> str:
+    if it.low is None or it.high is None:
+        return ""
+    return f"{_shown(name, it.low)} to {_shown(name, it.high)}"
+
+
+def _with_interval(auc: Estimate) -> str:
+    if auc.value is None:
+        return "not known"
+    ends = "" if auc.low is None or auc.high is None else f" ({auc.low:.3f} to {auc.high:.3f})"
+    return f"{auc.value:.3f}{ends}"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _power(value: float | None) -> str:
+    """Return a small number as a reader writes it: 1e-5 rather than 1e-05."""
+    if value is None:
+        return "–"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}" if value else "0"
