@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from client.privacy.budget import (
 )
 from client.privacy.chain import Entry, Purpose
 from client.privacy.groups import Group, Members
-from client.privacy.ledger_store import Clock, LedgerStore, Transaction, explained
+from client.privacy.ledger_store import Clock, LedgerStore, Transaction, hold
 from client.privacy.plans import Plan
 from client.vault import Vault
 from shared.errors import LedgerError, PolicyRefusal
@@ -78,17 +77,7 @@ class Ledger:
         Raises:
             LedgerError: Another process holds it: two nodes work on one ledger.
         """
-        with contextlib.ExitStack() as stack:
-            with explained(self.path):
-                file = stack.enter_context(open(self.path.with_suffix(".lock"), "ab"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise LedgerError(
-                        "another process is in a round on this ledger",
-                        str(self.path),
-                        "Run one node per home, and wait for its round to end",
-                    ) from None
+        with hold(self.path):
             yield
 
     def entries(self) -> tuple[Entry, ...]:
@@ -125,7 +114,7 @@ class Ledger:
         lost = [head for head in heads if not _has(entries, head)]
         newest = max(lost or heads, key=lambda head: head.entries, default=None)
         if lost and newest:
-            self._store.set_anchor(anchor.model_copy(update={"claimed": newest}))
+            self.claim(newest)
             raise PolicyRefusal(
                 "ledger-rollback",
                 f"the server knows a ledger of {newest.entries} entries that this one does not "
@@ -247,36 +236,40 @@ class Ledger:
         entries = self.entries()
         return rounds_on(max(self._store.now(), entries[-1].when).astimezone(UTC).date(), entries)
 
-    def adopt(self, wanted: Sequence[Wanted]) -> int | None:
+    def lost_head(self) -> LedgerHead | None:
+        """Return a head that was seen elsewhere and is not in this ledger: entries were lost."""
+        anchor, entries = self._store.anchor, self.entries()
+        heads = [head for head in (anchor.claimed, anchor.confirmed) if head]
+        lost = [head for head in heads if not _has(entries, head)]
+        return max(lost, key=lambda head: head.entries, default=None)
+
+    def claim(self, head: LedgerHead | None) -> None:
+        """Remember a head seen elsewhere; training stops until its loss was charged for."""
+        self._store.set_anchor(self._store.anchor.model_copy(update={"claimed": head}))
+
+    def adopt(self, wanted: Sequence[Wanted]) -> None:
         """Charge for lost entries, so that the ledger again counts no less than was spent.
 
-        Each plan may have been used once per lost entry, but no oftener than it had uses left;
-        that many uses are charged to the patients given and to those the plan had before.
+        How often a plan was used in them cannot be known: the server has not seen an answer
+        that was lost on its way. So all uses every plan had left are charged, to the patients
+        given and to those the plan had before; later entries are numbered past the lost ones.
 
         Args:
             wanted: The plans of all studies that may have trained here, and their patients.
-
-        Returns:
-            How many entries were lost at most; None if that is unknown, in which case all that
-            the plans had left is charged.
         """
-        anchor = self._store.anchor
+        lost = self.lost_head()
         with self._store.transaction() as held:
-            sure = anchor.confirmed if _has(held.entries, anchor.confirmed) else None
-            claimed = anchor.claimed or (None if sure else anchor.confirmed)
-            lost = claimed.entries - (sure.entries if sure else 0) if claimed else None
             entry = Entry(kind="adopt")
-            if claimed:
-                entry = replace(entry, seq=claimed.entries + 1, note=_note(claimed))
+            if lost:
+                entry = replace(entry, seq=lost.entries + 1, note=_note(lost))
             held.append(entry)
             for use in _all_plans(held, wanted):
                 left = use.plan.uses - uses_of(held.entries, use.plan.study, use.plan.purpose)
-                uses = left if lost is None else min(left, lost)
-                if uses > 0 and use.patients:
-                    _charge(held, use, Entry(kind="reserve", run=RECOVERED, uses=uses))
-        confirmed = claimed or sure
-        self._store.set_anchor(anchor.model_copy(update={"confirmed": confirmed, "claimed": None}))
-        return lost
+                if left > 0 and use.patients:
+                    _charge(held, use, Entry(kind="reserve", run=RECOVERED, uses=left))
+        confirmed = lost or self._store.anchor.confirmed
+        update = {"confirmed": confirmed, "claimed": None}
+        self._store.set_anchor(self._store.anchor.model_copy(update=update))
 
 
 def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:
@@ -313,11 +306,17 @@ def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:
 def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
     """Return the plans wanted and those in the ledger, each with all patients it may have had."""
     members = held.members()
-    uses = {(use.plan.study, use.plan.purpose): use for use in wanted}
-    for key, plan in plans_of(held.entries).items():
-        given = uses[key].patients if key in uses else frozenset()
-        own = [e.cohort for e in held.entries if (e.study, e.purpose) == key and e.cohort]
-        uses[key] = Wanted(plan, given.union(*(members[cohort] for cohort in own)))
+    own = [
+        Wanted(plan, frozenset(members[e.cohort]))
+        for key, plan in plans_of(held.entries).items()
+        for e in held.entries
+        if e.cohort and (e.study, e.purpose) == key
+    ]
+    uses: dict[tuple[str, Purpose], Wanted] = {}
+    for use in (*wanted, *own):
+        key = (use.plan.study, use.plan.purpose)
+        before = uses[key].patients if key in uses else frozenset()
+        uses[key] = Wanted(use.plan, before | use.patients)
     return list(uses.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -205,6 +206,27 @@ class Transaction:
         return frozenset().union(
             *(members[e.cohort] for e in self.entries if e.kind == "opt-out" and e.cohort)
         )
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold a ledger's lock, which ends with the process, however that ends.
+
+    Raises:
+        LedgerError: Another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        with explained(path):
+            file = stack.enter_context(open(path.with_suffix(".lock"), "ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LedgerError(
+                    "another process is in a round on this ledger",
+                    str(path),
+                    "Run one node per home, and wait for its round to end",
+                ) from None
+        yield
 
 
 @contextlib.contextmanager
