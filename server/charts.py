@@ -19,6 +19,9 @@ WIDTH, HEIGHT = 600, 400
 LEFT, RIGHT, TOP, BOTTOM = 76, 20, 18, 74
 """Margins that also hold the larger letters a phone gets."""
 
+THIN = 1.8
+"""Width of an ordinary curve."""
+
 Point = tuple[float, float]
 
 
@@ -48,7 +51,7 @@ class Line:
         points: Pieces of (x, y); between two pieces the curve is broken.
         colour: Any CSS colour.
         dash: SVG dash pattern; empty: solid.
-        bold: Whether it is drawn thick, with large dots.
+        width: How thick it is, its dots too; thinner than `THIN`: also paler.
         band: (x, low, high) of the interval around it, ascending in x.
     """
 
@@ -56,21 +59,25 @@ class Line:
     points: tuple[tuple[Point, ...], ...]
     colour: str
     dash: str = ""
-    bold: bool = False
+    width: float = THIN
     band: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A level to compare with: a horizontal dashed line with a word on it."""
+    """A level to compare with: a horizontal dashed line with a word at its right or left end."""
 
     y: float
     label: str
+    left: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """All of one drawing; `name` must be unique on its page, `summary` says it in words."""
+    """All of one drawing, its later lines over its earlier ones.
+
+    `name` must be unique on its page, `summary` says the drawing in words.
+    """
 
     name: str
     title: str
@@ -116,7 +123,6 @@ def position(chart: Chart, x: float, y: float) -> Point:
 def draw(chart: Chart) -> str:
     """Return the chart as an SVG element, with its title and summary for screen readers."""
     bands = [_band(chart, line) for line in chart.lines if len(line.band) > 1]
-    thin_first = sorted(chart.lines, key=lambda line: line.bold)
     return "\n".join(
         [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -127,7 +133,7 @@ def draw(chart: Chart) -> str:
             *_x_axis(chart),
             *_y_axis(chart),
             *(_mark(chart, mark) for mark in chart.marks),
-            *(part for line in thin_first for part in _line(chart, line)),
+            *(part for line in chart.lines for part in _line(chart, line)),
             "</svg>",
         ]
     )
@@ -135,10 +141,9 @@ def draw(chart: Chart) -> str:
 
 def sample(line: Line) -> str:
     """Return a short piece of a line, for the legend."""
-    width = 4 if line.bold else 2.2
     return (
         '<svg class="sample" viewBox="0 0 28 10" aria-hidden="true">'
-        f'<line x1="1" y1="5" x2="27" y2="5" stroke="{line.colour}" stroke-width="{width}"'
+        f'<line x1="1" y1="5" x2="27" y2="5" stroke="{line.colour}" stroke-width="{line.width:g}"'
         f"{_dash(line)}/></svg>"
     )
 
@@ -170,7 +175,8 @@ def _y_axis(chart: Chart) -> list[str]:
 
 def _mark(chart: Chart, mark: Mark) -> str:
     _, y = position(chart, chart.x.low, mark.y)
-    label = _label(WIDTH - RIGHT - 4, y - 6, mark.label, "end", "mark")
+    place, anchor = (LEFT + 6, "start") if mark.left else (WIDTH - RIGHT - 4, "end")
+    label = _label(place, y - 6, mark.label, anchor, "mark")
     return _stroke("mark", LEFT, y, WIDTH - RIGHT, y) + label
 
 
@@ -181,21 +187,21 @@ def _band(chart: Chart, line: Line) -> str:
 
 
 def _line(chart: Chart, line: Line) -> list[str]:
-    width, radius = (3.5, 4.5) if line.bold else (1.8, 2.8)
-    parts = []
+    radius = line.width / 2 + 1.6
+    parts = [f'<g opacity="{0.55 if line.width < THIN else 1}">']
     for piece in line.points:
         places = [position(chart, x, y) for x, y in piece]
         parts.append(
             f'<polyline points="{_path(places)}" fill="none" stroke="{line.colour}" '
-            f'stroke-width="{width}"{_dash(line)}/>'
+            f'stroke-width="{line.width:g}"{_dash(line)}/>'
         )
         for (x, y), (across, down) in zip(piece, places, strict=True):
             hint = escape(f"{line.name}, {x:g}: {y:.3f}")
             parts.append(
-                f'<circle cx="{across:.2f}" cy="{down:.2f}" r="{radius}" fill="{line.colour}">'
+                f'<circle cx="{across:.2f}" cy="{down:.2f}" r="{radius:g}" fill="{line.colour}">'
                 f"<title>{hint}</title></circle>"
             )
-    return parts
+    return [*parts, "</g>"]
 
 
 def _path(places: Sequence[Point]) -> str:

@@ -154,17 +154,17 @@ def _course(study: Study) -> list[tuple[str, str]]:
             "Course",
             f"{_many(plan.rounds, 'round')}. In each, every hospital takes "
             f"{_many(training.local_steps, 'training step')} on its own patients; each patient "
-            f"takes part in a step with a chance of {training.sampling_rate:.3g}. "
+            f"takes part in a step with a chance of {100 * training.sampling_rate:.3g} %. "
             f"{_many(plan.sites, 'hospital')} {'is' if plan.sites == 1 else 'are'} expected; "
             f"a round counts if at least {plan.min_sites} of them deliver, and may take "
             f"{plan.round_deadline:g} seconds.",
         ),
         (
             "Data",
-            f"About {study.data.held_out:.0%} of each hospital's patients are held out: the "
-            "model is evaluated on them and never trained on them. A hospital needs at least "
+            f"About {100 * study.data.held_out:.3g} % of each hospital's patients are held out: "
+            "the model is evaluated on them and never trained on them. A hospital needs at least "
             f"{_many(study.data.min_patients, 'training patient')}, and sits out if more than "
-            f"{study.data.max_set_aside:.0%} of its labelled images cannot be used.",
+            f"{100 * study.data.max_set_aside:.3g} % of its labelled images cannot be used.",
         ),
     ]
 

@@ -200,34 +200,25 @@ def _section(title: str, *content: Html) -> Html:
 
 
 def _curves(history: History) -> Html:
-    auc, spent = auc_chart(history), epsilon_chart(history)
-    private = history.study.privacy.enabled
-    return _section(
-        "Curves",
-        element(
-            "div",
-            _figure_of(auc, "AUC", AUC_CAPTION),
-            _figure_of(spent if private else None, "Privacy spent", EPSILON_CAPTION)
-            if private
-            else element(
-                "figure",
-                element("h3", "Privacy spent"),
-                element("p", "There is no curve: training without noise has no bound on epsilon."),
-            ),
-            class_="curves",
-        ),
-    )
+    closed = bool(history.rounds) and history.rounds[-1].closing
+    caption = AUC_CAPTION + (" The last point is the released model." if closed else "")
+    auc = _figure_of(auc_chart(history), "AUC", caption)
+    if history.study.privacy.enabled:
+        spent = _figure_of(epsilon_chart(history), "Privacy spent", EPSILON_CAPTION)
+    else:
+        none = "There is no curve: training without noise has no bound on epsilon."
+        spent = element("figure", element("h3", "Privacy spent"), element("p", none, class_="bad"))
+    return _section("Curves", element("div", auc, spent, class_="curves"))
 
 
 AUC_CAPTION = (
     "Evaluated on patients held out at the hospitals, from noised counts of their scores. The band "
-    "is the 95 % interval of all hospitals together and includes that noise. The last point is the "
-    "released model."
+    "is the 95 % interval of all hospitals together and includes that noise."
 )
 EPSILON_CAPTION = (
     "What each hospital has spent of its budget in this study, per patient; smaller is stronger "
-    "protection. Patients in training and held-out patients have separate accounts; the larger "
-    "is shown."
+    "protection. Hospitals that spend the same lie in one line. Patients in training and held-out "
+    "patients have separate accounts; the larger is shown."
 )
 
 
@@ -235,7 +226,7 @@ def _figure_of(chart: Chart | None, title: str, caption: str) -> Html:
     if chart is None:
         nothing = element("p", "Nothing is known yet.", class_="soft")
         return element("figure", element("h3", title), nothing)
-    shown = sorted((line for line in chart.lines if line.points), key=lambda line: not line.bold)
+    shown = sorted((line for line in chart.lines if line.points), key=lambda line: -line.width)
     legend = [element("li", Html(sample(line)), line.name) for line in shown]
     return element(
         "figure",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from server.charts import Axis, Chart, Line, Mark, Point, line_style, nice_ticks
+from server.charts import THIN, Axis, Chart, Line, Mark, Point, line_style, nice_ticks
 from server.history import Estimate, History, RoundRecord
 
 JOINT = "all hospitals"
 INK = "#000000"
+CROWD = 6
+"""With more hospitals than this their curves are drawn paler, behind that of all together."""
 
 
 def auc_chart(history: History) -> Chart | None:
@@ -30,7 +33,7 @@ def auc_chart(history: History) -> Chart | None:
         and record.auc.low is not None
         and record.auc.high is not None
     )
-    lines = (*sites, Line(JOINT, joint, INK, bold=True, band=band))
+    lines = (*sites, Line(JOINT, joint, INK, width=3.4, band=band))
     seen = [y for line in lines for _, y in _flat(line)] + [low for _, low, _ in band]
     low = min(0.4, *seen) if min(seen) < 0.5 else 0.5
     ticks = nice_ticks(low, 1.0)
@@ -55,6 +58,7 @@ def epsilon_chart(history: History) -> Chart | None:
     )
     top = max([y for line in lines for _, y in _flat(line)] + budgets)
     ticks = nice_ticks(0, max(1.06 * top, 1e-6))
+    lines = _nested(lines)
     ends = ", ".join(f"{line.name} {_flat(line)[-1][1]:.3f}" for line in lines)
     return Chart(
         name="epsilon",
@@ -64,7 +68,7 @@ def epsilon_chart(history: History) -> Chart | None:
         x=_rounds_axis(history, lines),
         y=Axis("epsilon spent per patient", 0.0, ticks[-1], ticks),
         lines=lines,
-        marks=tuple(Mark(b, f"budget {b:g}") for b in budgets),
+        marks=tuple(Mark(b, f"budget {b:g}", left=True) for b in budgets),
     )
 
 
@@ -76,7 +80,8 @@ def _site_lines(
     for index, site in enumerate(history.sites):
         if pieces := points(site):
             colour, dash = line_style(index)
-            lines.append(Line(site, pieces, colour, dash))
+            width = THIN if len(history.sites) <= CROWD else THIN / 2
+            lines.append(Line(site, pieces, colour, dash, width))
     return tuple(lines)
 
 
@@ -110,6 +115,17 @@ def _spending(history: History, site: str) -> tuple[tuple[Point, ...], ...]:
     }
     points = [(float(x), y) for x, y in sorted(spent.items()) if y is not None]
     return (((0.0, 0.0), *points),) if points else ()
+
+
+def _nested(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Draw earlier curves thicker, since hospitals often spend exactly the same."""
+    if len(lines) > CROWD:
+        return tuple(lines)
+    step = 6.0 / len(lines)
+    return tuple(
+        replace(line, width=THIN + step * (len(lines) - 1 - index))
+        for index, line in enumerate(lines)
+    )
 
 
 def _rounds_axis(history: History, lines: Sequence[Line]) -> Axis:

@@ -20,7 +20,7 @@ p { margin: 8px 0; max-width: 76ch; }
   color: var(--alarm); padding: 12px 20px; margin: 24px 0; }
 .alarm p { max-width: none; }
 .alarm strong { display: block; font-size: 18px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 0 24px;
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0 24px;
   margin: 28px 0 0; padding: 4px 0; border-top: 2px solid var(--ink);
   border-bottom: 1px solid var(--line); }
 .figures div { padding: 12px 0; display: flex; flex-direction: column; }
@@ -55,7 +55,9 @@ th:last-child, td:last-child { padding-right: 0; }
 thead th { border-bottom: 2px solid var(--ink); font-size: 14px; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 .num { text-align: right; white-space: nowrap; }
+thead .num { white-space: normal; }
 .name { white-space: nowrap; }
+td ul { min-width: 14em; }
 .bad { color: var(--alarm); font-weight: 600; }
 ul.plain { list-style: none; margin: 0; padding: 0; }
 .topics { display: grid; grid-template-columns: 13em minmax(0, 1fr); gap: 10px 24px;

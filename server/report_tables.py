@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from server.charts import Line, line_style, sample
 from server.history import Estimate, History, RoundRecord, SiteRound, number, words
-from server.markup import Html, element, table
+from server.markup import Html, element, join, table
 from shared.study import Study
 
 T = TypeVar("T")
@@ -71,7 +71,9 @@ def hospitals_table(history: History) -> Html:
         "Last reason not to take part",
     )
     rows = [_hospital(history, index) for index in range(len(history.sites))]
-    return table("Hospitals of the study", titles, rows, set(range(1, 8)))
+    return table(
+        "Each hospital's share and privacy, as the server saw it", titles, rows, set(range(1, 8))
+    )
 
 
 def rounds_table(history: History) -> Html:
@@ -185,11 +187,12 @@ def _round(record: RoundRecord) -> list[str | Html]:
         if name not in took_part
     ]
     title = f"{record.number} (closing)" if record.closing else str(record.number)
-    share = f"{len(took_part)} of {len(record.sites)}: {', '.join(took_part)}"
+    share = f"{len(took_part)} of {len(record.sites)}"
+    names = [part for name in took_part for part in (", ", element("span", name, class_="name"))]
     return [
         title,
         _with_interval(record.auc),
-        share if took_part else f"0 of {len(record.sites)}",
+        join([share, ": ", *names[1:]]) if took_part else share,
         element("ul", *others, class_="plain") if others else "–",
         duration(record.seconds),
     ]
