@@ -55,6 +55,7 @@ class LedgerStore:
             if not path.exists() and anchor_path(path).exists():
                 raise _gone(path)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_magic(path)
             self._engine = open_engine(path)
         try:
             self.anchor = self._open()
@@ -241,6 +242,14 @@ def explained(path: Path) -> Iterator[None]:
         raise LedgerError(
             f"the privacy ledger cannot be used: {reason}", str(path), _remedy(reason)
         ) from None
+
+
+def _check_magic(path: Path) -> None:
+    """Refuse a file that is no database; SQLite would overwrite a very short one."""
+    if path.exists():
+        with open(path, "rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                raise sqlite3.DatabaseError("file is not a database")
 
 
 def _remedy(reason: str) -> str:
