@@ -58,21 +58,26 @@ def site_noise(study: Study, patients: int) -> SiteNoise:
     Raises:
         StudyError: No noise keeps the study's budget.
     """
-    delta = default_delta(patients) if study.privacy.delta is None else study.privacy.delta
-    rate = study.training.sampling_rate
-    sigma = calibrate(study.privacy.epsilon, delta, rate, study.total_steps)
+    delta = _delta(study, patients)
+    sigma = training_noise(study, patients)
+    lot = study.training.sampling_rate * patients
     # A held-out patient is in one bin of each target's histogram.
     reach = math.sqrt(score_targets(study))
-    ratio = sigma / (rate * patients)
     return SiteNoise(
         patients=patients,
         delta=delta,
-        lot=rate * patients,
+        lot=lot,
         noise_multiplier=sigma,
-        noise_to_signal=ratio,
+        noise_to_signal=sigma / lot,
         count_noise=reach * calibrate(study.privacy.epsilon, delta, 1.0, study.evaluations),
-        verdict=verdict(ratio),
+        verdict=verdict(sigma / lot),
     )
+
+
+def training_noise(study: Study, patients: int) -> float:
+    """Return the noise multiplier of a site's training; see `site_noise`."""
+    rate, delta = study.training.sampling_rate, _delta(study, patients)
+    return calibrate(study.privacy.epsilon, delta, rate, study.total_steps)
 
 
 MOSTLY_NOISE, NOISY, BEARABLE = 0.1, 0.06, 0.02
@@ -244,10 +249,17 @@ NO_PRIVACY = (
 """What training without differential privacy means."""
 
 
+def _delta(study: Study, patients: int) -> float:
+    return default_delta(patients) if study.privacy.delta is None else study.privacy.delta
+
+
 def _percent(share: float) -> str:
-    """Return a share just below 1 without rounding it up to certainty."""
-    digits = next((d for d in (0, 1, 2, 3, 4, 5) if round(100 * share, d) < 100), 6)
-    return f"{100 * share:.{digits}f} %"
+    """Return a share of at most 1, rounded up, but never up to certainty."""
+    for scale in (10, 100, 1000, 10_000):
+        percent = math.ceil(100 * share * scale) / scale
+        if percent < 100:
+            return f"{percent:g} %"
+    return "practically 100 %"
 
 
 def _size(octets: int) -> str:

@@ -1,0 +1,324 @@
+"""A study proposed from a few answers: plain rules, each with its reason."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from server.explain import BEARABLE, training_noise, verdict
+from shared.errors import StudyError
+from shared.study import Study, parse_study
+
+Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]
+Wish = Literal["strong", "medium", "light", "none"]
+Hardware = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The coordinator's answers.
+
+    Attributes:
+        name: Name of the study.
+        classes: What is to be told apart; the last is the one to find.
+        kind: Kind of images.
+        patients: Labelled patients of the smallest site, held-out ones included.
+        sites: Number of sites.
+        hardware: What the sites compute on.
+        privacy: How strong the guarantee should be.
+        size: Side of the images in pixels; None: by kind and hardware.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    kind: Kind = "xray"
+    patients: int = 500
+    sites: int = 3
+    hardware: Hardware = "cpu"
+    privacy: Wish = "medium"
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Keys of one section of the study, and why they have these values."""
+
+    section: str
+    values: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A valid study, and the choices it is made of."""
+
+    study: Study
+    choices: tuple[Choice, ...]
+
+    def to_toml(self) -> str:
+        """Return the study as TOML, each choice under a comment with its reason."""
+        first, *rest = self.choices
+        sections = {choice.section for choice in rest}
+        order = sorted(sections, key=[c.section for c in rest].index)
+        lines = [*_comment(first.reason), *_keys(first)]
+        for section in order:
+            lines += ["", f"[{section}]"]
+            for choice in [c for c in rest if c.section == section]:
+                lines += [*_comment(choice.reason), *_keys(choice)]
+        return "\n".join(lines) + "\n"
+
+
+def propose(wishes: Wishes) -> Proposal:
+    """Return a study for these wishes.
+
+    Raises:
+        StudyError: An answer is out of range, such as a name with spaces.
+    """
+    if wishes.patients < FEWEST or wishes.sites < 1:
+        raise StudyError(
+            f"a study needs at least one site and {FEWEST} patients at each",
+            todo="Ask for more patients, or leave the smallest site out",
+        )
+    size = image_size(wishes)
+    choices = [
+        Choice("", {"format": 1, "name": wishes.name}, OPENING),
+        Choice("task", {"classes": list(wishes.classes)}, "The last class is the one to find."),
+        size,
+        image_kind(wishes),
+        model(wishes, size.values["size"]),
+        privacy(wishes),
+        federation(wishes),
+        cohort(wishes),
+    ]
+    found = schedule(wishes, choices)
+    # The round count belongs to the federation, the rest to the training.
+    choices[5:5] = found
+    return Proposal(_study(choices), tuple(choices))
+
+
+FEWEST = 10
+"""Fewest patients of a site a study is proposed for."""
+
+HELD_OUT = 0.15
+"""Part of the patients kept for evaluation, as in the study's default."""
+
+ATTENTION_PATIENTS = 20_000
+"""Patients in all from which attention is proposed."""
+
+EPSILONS: dict[Wish, float] = {"strong": 1.0, "medium": 3.0, "light": 8.0}
+
+PLANS = ((20, 0.02), (20, 0.05), (20, 0.1), (20, 0.2), (10, 0.2), (10, 0.4))
+"""Rounds and sampling rates to try; each has less noise over signal than the one before."""
+
+WORTH = 1.15
+"""Noise over signal is not lowered by less than this factor at the price of larger lots."""
+
+OPENING = (
+    "A proposed study. Read every choice and its reason, change what you know better, then see "
+    "what it means with `consilium server check`."
+)
+
+
+def image_size(wishes: Wishes) -> Choice:
+    """Choose the side of the images."""
+    if wishes.size is not None:
+        return Choice("input", {"size": wishes.size}, f"{wishes.size} pixels, as asked for.")
+    if wishes.hardware == "cpu":
+        return Choice(
+            "input",
+            {"size": 64},
+            "64 pixels: training time grows with the square of the side, and the sites have no "
+            "GPU. Raise it if what is to be found is small.",
+        )
+    return Choice(
+        "input", {"size": 128}, "128 pixels: the sites have GPUs; small findings stay visible."
+    )
+
+
+def image_kind(wishes: Wishes) -> Choice:
+    """Choose colour, grey window and accepted modalities for a kind of image."""
+    channels = 3 if wishes.kind == "colour" else 1
+    window, modalities, reason = KINDS[wishes.kind]
+    values = {"channels": channels, "window": window, "modalities": modalities}
+    return Choice("input", values, reason)
+
+
+KINDS: dict[Kind, tuple[str | list[float], list[str], str]] = {
+    "xray": (
+        "file",
+        ["CR", "DX"],
+        "Radiographs: the grey window stored in each file, since detectors have no common scale.",
+    ),
+    "ct": (
+        [40.0, 400.0],
+        ["CT"],
+        "CT has a common scale (Hounsfield units), so one fixed window serves all sites: centre "
+        "40, width 400 shows soft tissue. For lungs use [-600, 1500], for bone [400, 1800].",
+    ),
+    "mri": (
+        "file",
+        ["MR"],
+        "MRI has no common scale, so the window stored in each file is used.",
+    ),
+    "ultrasound": ("full", ["US"], "Ultrasound is made for the screen: its full range is used."),
+    "colour": ("full", [], "Photographs: three colours, full range, from any device."),
+    "other": ("file", [], "Any modality; the window stored in each file."),
+}
+
+
+def model(wishes: Wishes, size: int) -> Choice:
+    """Choose the model: attention only for much data, GPUs and a side that can be cut up."""
+    total = wishes.patients * wishes.sites
+    patch = next((p for p in (16, 14, 12, 10, 8, 7, 6, 5, 4) if size % p == 0), None)
+    much = total >= ATTENTION_PATIENTS
+    if much and wishes.hardware == "gpu" and patch:
+        return Choice(
+            "model",
+            {"name": "attention", "patch": patch},
+            f"At least {total:,} patients and GPUs: attention over patches can learn what a "
+            "convolution has built in, and its map shows where it looked. Compare it with cnn.",
+        )
+    if not much:
+        why = (
+            "it knows from the start that neighbouring pixels belong together and that a finding "
+            "may lie anywhere. Attention must learn this from the data, and is proposed from "
+            f"{ATTENTION_PATIENTS:,} patients on; here they are at least {total:,}."
+        )
+    elif not patch:
+        why = f"a side of {size} pixels cannot be cut into equal patches for attention."
+    else:
+        why = "there is data enough for attention, but without GPUs it trains too slowly."
+    return Choice("model", {"name": "cnn"}, f"A convolutional network: {why}")
+
+
+def schedule(wishes: Wishes, choices: list[Choice]) -> list[Choice]:
+    """Choose rounds and sampling rate so that the smallest site's noise is bearable.
+
+    The first of `PLANS` is taken whose noise over signal is below the bound of "learns well";
+    failing that, the first that comes close to the least noise.
+    """
+    train = training_patients(wishes)
+    if wishes.privacy == "none":
+        rate = next((q for _, q in PLANS if q * train >= 32), PLANS[-1][1])
+        reason = f"Lots of about {rate * train:.0f} patients at the smallest site; without noise "
+        return _as_choices(PLANS[0][0], rate, reason + "they need not be larger.")
+    ratios: dict[tuple[int, float], float] = {}
+    for rounds, rate in PLANS:
+        study = _study([*choices, *_as_choices(rounds, rate, "")])
+        ratios[rounds, rate] = training_noise(study, train) / (rate * train)
+        if ratios[rounds, rate] < BEARABLE:
+            break
+    enough = max(BEARABLE, WORTH * min(ratios.values()))
+    rounds, rate = next(plan for plan, ratio in ratios.items() if ratio < enough)
+    ratio = ratios[rounds, rate]
+    reason = (
+        f"The smallest site trains on about {train:,} patients, in lots of about "
+        f"{rate * train:.0f}. Noise over signal there is {ratio:.3f}: {verdict(ratio)}. "
+    )
+    if ratio < BEARABLE:
+        reason += "Smaller lots would save time but add noise."
+    else:
+        reason += "Larger lots hardly help; more patients or a larger epsilon would."
+    return _as_choices(rounds, rate, reason)
+
+
+def privacy(wishes: Wishes) -> Choice:
+    """Choose epsilon.
+
+    After Ponomareva et al. 2023, "How to DP-fy ML", section 5.2: a strong formal guarantee up
+    to 1, a reasonable one up to 10.
+    """
+    if wishes.privacy == "none":
+        return Choice(
+            "privacy",
+            {"enabled": False},
+            "NO PRIVACY, as asked for: updates carry no noise and may give patients away. Sites "
+            "refuse unless their own policy allows it.",
+        )
+    reasons: dict[Wish, str] = {
+        "strong": "Epsilon 1 counts as a strong formal guarantee.",
+        "medium": "Epsilon 3 lies between a strong guarantee (1) and the most that most sites "
+        "allow by default (8).",
+        "light": "Epsilon 8 is the most that sites allow by default; the proven bound is weak, "
+        "known attacks stay well below it.",
+    }
+    reason = f"{reasons[wishes.privacy]} It holds per patient, over the whole study."
+    return Choice("privacy", {"epsilon": EPSILONS[wishes.privacy]}, reason)
+
+
+def federation(wishes: Wishes) -> Choice:
+    """Choose how many sites a round needs."""
+    least = max(1, math.ceil(2 * wishes.sites / 3))
+    return Choice(
+        "federation",
+        {"sites": wishes.sites, "min_sites": least},
+        f"A round counts if {least} of {wishes.sites} sites deliver: one that is down does not "
+        "stop the study, and the report names whoever was missing.",
+    )
+
+
+def cohort(wishes: Wishes) -> Choice:
+    """Choose the fewest training patients of a site."""
+    train = training_patients(wishes)
+    least = max(1, min(20, train // 2))
+    reason = "A site with fewer training patients than this adds little, and sits out."
+    if least < 20:
+        reason = (
+            f"Below the usual 20, since the smallest site has about {train} training patients; "
+            "its own policy must allow this too."
+        )
+    return Choice("data", {"held_out": HELD_OUT, "min_patients": least}, reason)
+
+
+def training_patients(wishes: Wishes) -> int:
+    """Return how many patients the smallest site will train on, about."""
+    return max(1, round(wishes.patients * (1 - HELD_OUT)))
+
+
+def study_name(text: str) -> str:
+    """Return a text as the name of a study: lower case, no spaces, at most 64 characters."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64] or "study"
+
+
+def _as_choices(rounds: int, rate: float, reason: str) -> list[Choice]:
+    return [
+        Choice("training", {"sampling_rate": rate}, reason),
+        Choice("federation", {"rounds": rounds}, f"{rounds} rounds of a few steps each."),
+    ]
+
+
+def _study(choices: list[Choice]) -> Study:
+    values: dict[str, Any] = {}
+    for choice in choices:
+        part = values.setdefault(choice.section, {}) if choice.section else values
+        part.update(choice.values)
+    return parse_study(values, "the proposed study")
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, 94)]
+
+
+def _keys(choice: Choice) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in choice.values.items()]
+
+
+def _toml(value: object) -> str:
+    """Return a string, number, truth value or list of these as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{"".join(map(_toml_character, value))}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return repr(value)
+
+
+def _toml_character(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    return character if character.isprintable() else f"\\U{ord(character):08x}"
