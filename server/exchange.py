@@ -271,10 +271,9 @@ class Exchange:
         self._log("site-failed", round=question.request.round, site=site, error=error)
 
     def _note_head(self, site: str, reply: Reply, number: int) -> None:
-        head, seen = reply.head, self.seen_heads.get(site)
-        if head is None:
+        if reply.head is None:
             return
-        if reason := self._heads.objection(site, head):
+        if reason := self._heads.objection(site, reply.head):
             self._log("ledger-conflict", round=number, site=site, reason=reason)
-        elif seen is None or head.entries >= seen.entries:
-            self.seen_heads[site] = head
+        else:
+            self.seen_heads[site] = reply.head

@@ -63,11 +63,11 @@ def run_federation(
     `metrics.jsonl`, `checkpoints/`, `model.safetensors` and `model-card.json`. A run that has
     its card is done; running it again changes nothing.
 
-    The first round after a start is open until `federation.start_deadline`: sites that come
-    online, or approve the study, until then are asked too, and the round waits for those that
-    have done neither. Rounds are evaluated on the weights the sites were sent. The closing
-    evaluation and the release use the running mean of the global weights if the study asks
-    for one (`federation.average`), else the last.
+    Until `federation.start_deadline` after the start, a round is open: sites that come online,
+    or approve the study, are asked too, and the round waits for those that have done neither.
+    Later rounds ask the sites that are online when they begin. Rounds are evaluated on the
+    weights the sites were sent. The closing evaluation and the release use the running mean of
+    the global weights if the study asks for one (`federation.average`), else the last.
 
     Args:
         run_dir: The run's folder.
@@ -128,7 +128,6 @@ class _Run:
             open_until = self._clock.monotonic() + plan.start_deadline
             for number in range(state.round + 1, plan.rounds + 1):
                 state = self._train(number, state, metrics, open_until)
-                open_until = 0.0
             self._close(state, metrics)
         finally:
             metrics.close()

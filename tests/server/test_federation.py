@@ -176,9 +176,12 @@ def test_a_site_that_approves_as_the_door_closes_is_still_waited_for(world) -> N
                 return self.refuse(request, "study-not-approved")
             return super().answer(request, weights, time)
 
-    world.sites[3] = Deliberating(4.0, patients=10, delay=20)
+    # It is asked for the last time 16 s before the door closes, and answers 6 s after.
+    world.sites[3] = Deliberating(4.0, patients=10, delay=22)
     world.run()
     assert world.states(1)["Castle"] == "update"
+    # One question at a time: it is not asked again before it has answered.
+    assert [r.attempt for r in world.sites[3].requests if r.round == 1] == [0, 1, 2]
 
 
 def test_a_site_that_never_approves_does_not_hold_the_others_for_ever(world) -> None:
@@ -395,6 +398,30 @@ def test_a_restarted_node_is_asked_again_within_the_round(world) -> None:
     assert [e["site"] for e in world.events("site-online")] == ["Castle"]
     assert world.time.time < 100
     assert_weights(world.run_dir, world.expected([[1, 2, 3]] * 3))
+
+
+def test_a_site_that_was_only_cut_off_answers_twice_and_counts_once(world) -> None:
+    world.sites[1].delay = 30
+    world.sites[3] = world.plain_site(
+        4.0, patients=10, delay=10, online=lambda time: not 2 < time < 5
+    )
+    world.run()
+    assert [r.attempt for r in world.sites[3].requests if r.round == 1] == [0, 1]
+    assert_weights(world.run_dir, world.expected([[1, 2, 3]] * 3))
+    assert world.events("site-late") == []
+
+
+def test_the_failure_of_a_lost_message_does_not_count_once_another_is_on_its_way(world) -> None:
+    class Restarted(world.plain_site):
+        def answer(self, request, weights, time):
+            if (request.round, request.attempt) == (1, 0):
+                raise RuntimeError("the node's training process failed")
+            return super().answer(request, weights, time)
+
+    world.sites[3] = Restarted(4.0, patients=10, delay=10, online=lambda time: not 2 < time < 5)
+    world.run()
+    assert world.states(1)["Castle"] == "update"
+    assert world.events("site-failed") == []
 
 
 def test_nodes_that_are_not_enrolled_are_never_asked(world) -> None:

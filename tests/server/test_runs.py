@@ -29,6 +29,12 @@ def checkpoint(number: int) -> Checkpoint:
     )
 
 
+def flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def open_folder(world):
     return open_run(world.run_dir, world.study, world.names, world.time.clock())
 
@@ -54,6 +60,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(world) -> None:
     [
         lambda stem: stem.with_suffix(".safetensors").write_bytes(b"short"),
         lambda stem: stem.with_suffix(".safetensors").unlink(),
+        lambda stem: flip_last_bit(stem.with_suffix(".safetensors")),
         lambda stem: stem.with_suffix(".json").write_text('{"format": 1'),
         lambda stem: stem.with_suffix(".json").write_text("{}"),
     ],
