@@ -61,6 +61,18 @@ _OF_EVENT: dict[str, Doing] = {
     "site-online": "waiting",
 }
 
+SAID = {
+    "site-sent": "asked",
+    "site-replied": "answered",
+    "site-refused": "refused",
+    "site-failed": "failed",
+    "site-late": "answered too late",
+    "site-offline": "went offline",
+    "site-online": "came online",
+    "round-started": "started",
+}
+"""What the events are called in plain lines; the others by their own names."""
+
 
 @dataclass(frozen=True)
 class Hospital:
@@ -93,7 +105,7 @@ class State:
         round: The round in progress; 0 before the first, rounds + 1 for the closing evaluation.
         auc: Latest AUC, over all hospitals.
         durations: Seconds of each finished round of training.
-        began: When the round in progress began, in seconds since 1970.
+        began: When the round in progress began, in seconds since 1970; None between rounds.
         finished: Whether the run has ended well.
         error: Why it ended otherwise; empty while it goes on.
     """
@@ -147,7 +159,7 @@ class State:
             state = replace(state, auc=line.auc)
         if not line.closing and line.seconds is not None:
             state = replace(state, durations={**self.durations, line.number: line.seconds})
-        return state
+        return replace(state, began=None) if line.number >= self.round else state
 
     def seconds_left(self, now: float) -> float | None:
         """Estimate the time to the end from the finished rounds; None if none has finished."""
@@ -292,7 +304,7 @@ def event_line(it: Event) -> str:
     if it.name in ("", "round-finished", "evaluation-finished"):
         return ""
     where = [f"round {it.round}"] if it.round else []
-    said = [it.name.replace("-", " ")] + ([it.detail] if it.detail else [])
+    said = [SAID.get(it.name, it.name.replace("-", " ")), *([it.detail] if it.detail else [])]
     line = ": ".join([*where, *([it.site] if it.site else []), *said])
     return line if it.seconds is None else f"{it.time[11:19]} {line}"
 
@@ -339,7 +351,7 @@ def _spent(site: Hospital, study: Study) -> tuple[RenderableType, RenderableType
     if not study.privacy.enabled:
         return Text("no privacy", style="red"), Text("")
     spent, budget = site.epsilon or 0.0, site.budget or study.privacy.epsilon
-    bar = ProgressBar(total=budget, completed=min(spent, budget), width=20, pulse=False)
+    bar = ProgressBar(total=budget, completed=min(spent, budget), width=20, complete_style="blue")
     return bar, Text(f"{spent:.2f} of {budget:g}")
 
 
