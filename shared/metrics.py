@@ -14,7 +14,7 @@ from shared.study import Study
 
 Floats = NDArray[np.float64]
 
-RESAMPLES = 1000
+RESAMPLES = 500
 _PUBLIC_SEED = 20_080_321
 # Half a patient of each class spread over the bins: keeps an interval from collapsing onto a
 # perfect score seen on a handful of patients.
