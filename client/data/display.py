@@ -71,9 +71,8 @@ def padding_mask(stored: npt.NDArray[np.generic], dataset: Dataset) -> npt.NDArr
         return None
     limit = dataset.get("PixelPaddingRangeLimit")
     pair = (int(value), int(value if limit is None else limit))
-    # Taken modulo the pixel's width, since files write -2000 as 63536 and the other way round.
-    bits = np.array([end % 2 ** (8 * stored.dtype.itemsize) for end in pair], dtype=np.uint64)
-    ends = bits.astype(stored.dtype)
+    # The cast keeps the low bits, since files write -2000 as 63536 and the other way round.
+    ends = np.array(pair, dtype=np.int64).astype(stored.dtype)
     mask: npt.NDArray[np.bool_] = np.logical_and(stored >= ends.min(), stored <= ends.max())
     return mask
 

@@ -24,7 +24,7 @@ def parsed(text: str | bytes) -> tuple[Row, ...]:
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_what_spreadsheets_write_is_read(delimiter, mark, end):
-    lines = ["age,label, file ,patient", "61,1,a.dcm,P1", "", ' 7 ,0 ,"b c.dcm",', "x"]
+    lines = ["label,age, file ,patient", "1,61,a.dcm,P1", "", '0 , 7 ,"b c.dcm",', ",x"]
     text = mark + end.join(line.replace(",", delimiter) for line in lines)
     assert parsed(text) == (
         Row(2, "a.dcm", "P1", "1"),
