@@ -40,11 +40,12 @@ def train_round(
 ) -> None:
     """Train the model in place for the study's `local_steps` of one round.
 
-    With privacy each step is one Poisson-subsampled Gaussian mechanism with sampling rate
-    `training.sampling_rate` (Abadi et al. 2016, with patients as the unit): an empty lot is a
-    step of noise alone. Without privacy the lots are the same, the gradient is the mean over
-    the lot's patients, and an empty lot does nothing. The optimiser starts afresh each round:
-    a site remembers nothing between rounds.
+    With privacy each step is one Poisson-subsampled Gaussian mechanism with the patient as unit
+    (Abadi et al. 2016); an empty lot is a step of noise alone. The noised sum is divided by the
+    expected lot and by the clipping norm C, so that the learning rate does not depend on C (De et
+    al. 2022). Without privacy the lots are the same, the gradient is the mean over the lot's
+    patients, and an empty lot does nothing. The optimiser starts afresh each round: a site
+    remembers nothing between rounds.
 
     Args:
         model: Any module Opacus accepts; moved to the device and back to the CPU.
@@ -85,7 +86,8 @@ def train_round(
             if private:
                 total = clipped_sum(watched, batches, study.privacy.clip)
                 add_noise(total, stream, noise_multiplier * study.privacy.clip)
-                _step(optimiser, model, total, plan.sampling_rate * len(patients))
+                lot_size = plan.sampling_rate * len(patients)
+                _step(optimiser, model, total, lot_size * study.privacy.clip)
             elif len(lot.patients):
                 _step(optimiser, model, plain_sum(model, batches), len(lot.patients))
     model.to("cpu").eval().zero_grad(set_to_none=True)
@@ -214,9 +216,9 @@ def _step(
     optimiser: torch.optim.Optimizer,
     model: nn.Module,
     total: list[torch.Tensor],
-    patients: float,
+    divisor: float,
 ) -> None:
-    """Take one step along the sum of gradients over a number of patients."""
+    """Take one step along the sum of gradients over a divisor."""
     for parameter, gradient in zip(model.parameters(), total, strict=True):
-        parameter.grad = (gradient / patients).to(parameter.dtype)
+        parameter.grad = (gradient / divisor).to(parameter.dtype)
     optimiser.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,10 @@ def per_image_gradients(model: nn.Module) -> Iterator[nn.Module]:
     register_grad_sampler(StandardisedConv2d)(standardised_conv_gradient)
     watched = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
-        yield watched
+        with warnings.catch_warnings():
+            # The first layers' inputs need no gradient; Opacus does not use it either.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield watched
     finally:
         watched.to_standard_module()
         for parameter in model.parameters():

@@ -1,0 +1,146 @@
+"""Per-patient gradients equal a brute-force loop, and clipping holds whatever happens."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from client.privacy.dpsgd import Batch, add_noise, clipped_sum, per_image_gradients
+from shared.models import MODELS, build_model
+from shared.study import Study, Task
+from simulations.seeded import SeededStream
+
+
+@pytest.fixture(params=sorted(MODELS))
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    """Each registered model in float64, its weights moved away from their special start."""
+    study = Study.model_validate(
+        {"name": "t", "task": Task(classes=("a", "b", "c")), "model": {"name": request.param}}
+        | {"input": {"size": 28, "channels": 3}}
+    )
+    model = build_model(study).double().train()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return model
+
+
+def make_batch(counts: list[int]) -> Batch:
+    """A lot in which patient i has counts[i] images."""
+    generator = torch.Generator().manual_seed(2)
+    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    images = torch.rand(len(owner), 3, 28, 28, generator=generator, dtype=torch.float64) * 2 - 1
+    targets = torch.randint(0, 3, (len(counts),), generator=generator)[owner]
+    return Batch(images, targets, 1 / torch.tensor(counts).double()[owner], owner)
+
+
+def cut(batch: Batch, size: int) -> list[Batch]:
+    """The same images in batches of at most `size`."""
+    parts = [torch.split(getattr(batch, f.name), size) for f in dataclasses.fields(batch)]
+    return [Batch(*part) for part in zip(*parts, strict=True)]
+
+
+def one_by_one(model: nn.Module, batch: Batch, clip: float) -> list[torch.Tensor]:
+    """The clipped sum by one autograd call per patient."""
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    for patient in range(int(batch.owner[-1]) + 1):
+        mine = batch.owner == patient
+        loss = functional.cross_entropy(model(batch.images[mine]), batch.targets[mine])
+        gradient = torch.autograd.grad(loss, parameters)
+        norm = torch.cat([g.flatten() for g in gradient]).norm().item()
+        for t, g in zip(total, gradient, strict=True):
+            t += g * min(1.0, clip / norm)
+    return total
+
+
+def distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Largest relative difference over the parameters, each by its own norm."""
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(a, b, strict=True))
+
+
+def test_each_images_gradient_is_that_of_its_own_autograd_call(model: nn.Module) -> None:
+    batch = make_batch([1] * 5)
+    with per_image_gradients(model) as watched:
+        functional.cross_entropy(watched(batch.images), batch.targets, reduction="sum").backward()
+        kept = {name: p.grad_sample for name, p in model.named_parameters()}
+    for i in range(5):
+        loss = functional.cross_entropy(model(batch.images[i : i + 1]), batch.targets[i : i + 1])
+        expected = torch.autograd.grad(loss, list(model.parameters()))
+        assert distance([k[i] for k in kept.values()], list(expected)) < 1e-8
+
+
+@pytest.mark.parametrize("physical", [1, 3, 4, 100])
+def test_the_clipped_sum_equals_a_loop_over_patients(model: nn.Module, physical: int) -> None:
+    batch = make_batch([1, 4, 2, 7, 1, 3])
+    norms_on_both_sides = 3.0
+    expected = one_by_one(model, batch, norms_on_both_sides)
+    with per_image_gradients(model) as watched:
+        found = clipped_sum(watched, cut(batch, physical), norms_on_both_sides)
+    assert distance(found, expected) < 1e-5
+    assert distance(expected, one_by_one(model, batch, 1e9)) > 1e-2, "clipping had no effect"
+
+
+def test_float32_models_agree_to_single_precision(model: nn.Module) -> None:
+    batch = make_batch([2, 1, 3])
+    expected = one_by_one(model, batch, 1.0)
+    single = Batch(batch.images.float(), batch.targets, batch.weights.float(), batch.owner)
+    with per_image_gradients(model.float()) as watched:
+        found = clipped_sum(watched, cut(single, 2), 1.0)
+    assert all(f.dtype == torch.float32 for f in found)
+    assert distance([f.double() for f in found], expected) < 1e-3
+
+
+def test_no_patient_moves_the_sum_by_more_than_the_clip(model: nn.Module) -> None:
+    batch = make_batch([1, 2, 3])
+    batch = dataclasses.replace(batch, images=batch.images * 1e3)
+    without = Batch(*(getattr(batch, f.name)[:3] for f in dataclasses.fields(batch)))
+    with per_image_gradients(model) as watched:
+        full = clipped_sum(watched, [batch], 0.01)
+        less = clipped_sum(watched, [without], 0.01)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(full, less, strict=True)]).norm()
+    assert 0.0099 < moved <= 0.01
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("physical", [1, 2, 100])
+def test_a_patient_without_a_finite_gradient_contributes_nothing(
+    model: nn.Module, poison: float, physical: int
+) -> None:
+    batch = make_batch([2, 3, 2])
+    batch.images[3] = poison
+    others = batch.owner != 1
+    clean = Batch(*(getattr(batch, f.name)[others] for f in dataclasses.fields(batch)))
+    with per_image_gradients(model) as watched:
+        found = clipped_sum(watched, cut(batch, physical), 1.0)
+        expected = clipped_sum(watched, [clean], 1.0)
+    assert distance(found, expected) < 1e-9
+
+
+def test_an_empty_lot_gives_zero(model: nn.Module) -> None:
+    with per_image_gradients(model) as watched:
+        total = clipped_sum(watched, [], 1.0)
+    assert [t.shape for t in total] == [p.shape for p in model.parameters()]
+    assert not any(t.any() for t in total)
+
+
+def test_the_model_is_left_without_hooks_or_gradients(model: nn.Module) -> None:
+    before = set(vars(model)), [set(vars(p)) for p in model.parameters()]
+    with per_image_gradients(model) as watched:
+        clipped_sum(watched, [make_batch([1, 2])], 1.0)
+    assert (set(vars(model)), [set(vars(p)) for p in model.parameters()]) == before
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+    with per_image_gradients(model) as watched:  # and can be used again
+        clipped_sum(watched, [make_batch([1, 2])], 1.0)
+
+
+def test_noise_has_the_standard_deviation_asked_for() -> None:
+    total = [torch.zeros(200, 100), torch.ones(5000)]
+    add_noise(total, SeededStream(1), 2.5)
+    drawn = torch.cat([total[0].flatten(), total[1] - 1])
+    assert abs(float(drawn.std()) - 2.5) < 4 * 2.5 / (2 * 25_000) ** 0.5
+    assert abs(float(drawn.mean())) < 4 * 2.5 / 25_000**0.5

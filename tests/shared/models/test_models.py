@@ -1,0 +1,156 @@
+"""Models fit every input, keep to layers Opacus knows, and never couple images."""
+
+import numpy as np
+import pytest
+import torch
+
+from client.privacy.dpsgd import per_image_gradients
+from shared.errors import StudyError
+from shared.models import MODELS, build_model, get_weights, initial_weights, set_weights
+from shared.models.attention import Attention
+from shared.models.layers import StandardisedConv2d
+from shared.study import Study
+
+SIZES = (28, 32, 33, 56, 64, 65, 84, 112, 128, 130, 196, 224, 252, 256)
+
+
+def make_study(model: str, size: int = 28, channels: int = 1, **plan: object) -> Study:
+    if model == "attention" and size % 7 and "patch" not in plan:
+        plan["patch"] = next(p for p in range(8, size) if size % p == 0)
+    values = {
+        "name": "t",
+        "task": {"classes": ["a", "b", "c"]},
+        "input": {"size": size, "channels": channels},
+        "model": {"name": model} | plan,
+    }
+    return Study.model_validate(values)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_default_models_are_small_and_take_every_size(name: str, size: int) -> None:
+    for channels in (1, 3):
+        model = build_model(make_study(name, size, channels))
+        assert sum(p.numel() for p in model.parameters()) <= 200_000
+        assert model(torch.zeros(2, channels, size, size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("plan", [{"widths": [8, 12]}, {"widths": [4, 8, 16]}, {"hidden": 0}])
+def test_the_cnn_follows_its_plan(plan: dict[str, object]) -> None:
+    model = build_model(make_study("cnn", **plan))
+    widths = [m.out_channels for m in model.modules() if isinstance(m, StandardisedConv2d)]
+    assert widths == plan.get("widths", [16, 32, 64])
+    assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_opacus_accepts_every_layer_and_knows_its_gradient(name: str) -> None:
+    from opacus import GradSampleModule
+    from opacus.validators import ModuleValidator
+
+    model = build_model(make_study(name)).train()
+    assert ModuleValidator.validate(model, strict=False) == []
+    with per_image_gradients(model):
+        known = set(GradSampleModule.GRAD_SAMPLERS)
+    for module in model.modules():
+        if list(module.parameters(recurse=False)):
+            assert type(module) in known
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_an_images_logits_do_not_depend_on_the_others(name: str) -> None:
+    model = stirred(name)
+    images = torch.randn(4, 1, 28, 28, dtype=torch.float64)
+    together = model(images)
+    alone = torch.cat([model(image[None]) for image in images])
+    assert torch.allclose(together, alone, rtol=1e-9)
+    assert together.std(dim=0).min() > 1e-3, "the logits do not depend on the image"
+
+
+def test_filters_are_standardised() -> None:
+    layer = StandardisedConv2d(3, 8, 5).double()
+    weight, _ = layer.standardised()
+    assert torch.allclose(weight.mean(dim=(1, 2, 3)), torch.zeros(8).double(), atol=1e-12)
+    assert torch.allclose(weight.flatten(1).norm(dim=1), torch.ones(8).double(), rtol=1e-3)
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    before = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(1000).add_(5)
+    assert torch.allclose(layer(x), before, rtol=1e-2, atol=1e-3)
+
+
+def test_the_attention_map_is_the_attention_used() -> None:
+    model = stirred("attention")
+    assert isinstance(model, Attention)
+    images = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    maps = model.attention_map(images)
+    assert maps.shape == (2, 2, 4, 16, 16)
+    assert torch.allclose(maps.sum(dim=-1), torch.ones(()).double())
+    assert maps.std() > 1e-3
+    layer = model.blocks[0].attention
+    tokens = torch.randn(2, 16, 48, dtype=torch.float64)
+    value = layer.query_key_value(tokens)[..., 96:].view(2, 16, 4, 12).transpose(1, 2)
+    mixed = (layer.map(tokens) @ value).transpose(1, 2).flatten(2)
+    assert torch.allclose(layer(tokens), layer.out(mixed), rtol=1e-9)
+
+
+def test_attention_knows_where_a_patch_is() -> None:
+    model = stirred("attention")
+    images = torch.randn(1, 1, 28, 28, dtype=torch.float64)
+    swapped = images.roll(7, dims=3)
+    assert not torch.allclose(model(images), model(swapped), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_initial_weights_follow_from_the_digest_alone(name: str) -> None:
+    study = make_study(name)
+    state = torch.random.get_rng_state()
+    first = initial_weights(study)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(123)
+    again = initial_weights(study)
+    other = initial_weights(study.model_copy(update={"description": "another"}))
+    assert first.keys() == again.keys() == dict(build_model(study).named_parameters()).keys()
+    assert all(a.dtype == np.float32 and np.array_equal(a, again[n]) for n, a in first.items())
+    assert any(not np.array_equal(a, other[n]) for n, a in first.items())
+    assert all(np.isfinite(a).all() for a in first.values())
+    assert not first["head.weight"].any()
+
+
+def test_weights_go_out_and_in_unchanged_and_are_copies() -> None:
+    study = make_study("cnn")
+    source = stirred("cnn").float()
+    weights = get_weights(source)
+    target = build_model(study)
+    set_weights(target, weights)
+    for array in weights.values():
+        array += 1
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
+def test_weights_of_another_model_are_refused_whole(fault: str) -> None:
+    model = build_model(make_study("cnn"))
+    before = get_weights(model)
+    weights = {name: array + 1 for name, array in before.items()}
+    if fault == "missing":
+        del weights["head.bias"]
+    elif fault == "unknown":
+        weights["extra"] = np.zeros(3, np.float32)
+    else:
+        weights["head.bias"] = np.zeros((3, 1), np.float32)
+    with pytest.raises(StudyError, match="extra" if fault == "unknown" else "head.bias"):
+        set_weights(model, weights)
+    assert all(np.array_equal(a, before[n]) for n, a in get_weights(model).items())
+
+
+def stirred(name: str) -> torch.nn.Module:
+    """A model in float64 whose last layer is no longer zero."""
+    model = build_model(make_study(name)).double().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return model

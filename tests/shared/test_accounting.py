@@ -1,0 +1,226 @@
+"""Epsilon agrees with two other accountants and a closed form, and calibration keeps budgets."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from dp_accounting import dp_event, pld, rdp
+from dp_accounting.privacy_accountant import NeighboringRelation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from shared.accounting import Mechanism, calibrate, default_delta, epsilon, rdp_epsilon
+from shared.errors import StudyError
+
+ONE_PATIENT = NeighboringRelation.ADD_OR_REMOVE_ONE
+
+CASES = [
+    # noise, rate, steps, delta
+    (1.5, 0.25, 72, 1e-5),
+    (1.0, 0.05, 300, 1e-5),
+    (0.7, 0.01, 1000, 1e-6),
+    (6.0, 0.4, 90, 1e-5),
+    (3.0, 0.9, 20, 1e-4),
+    (2.0, 1.0, 5, 1e-5),
+    (20.0, 0.1, 100, 1e-5),
+    (0.5, 0.5, 3, 1e-5),
+]
+
+mechanisms = st.builds(
+    Mechanism,
+    noise_multiplier=st.floats(0.5, 30),
+    sampling_rate=st.floats(0.01, 1) | st.just(1.0),
+    steps=st.integers(1, 500),
+)
+
+
+def composed(*mechanisms: Mechanism) -> dp_event.DpEvent:
+    """The same mechanisms in the words of dp-accounting."""
+    return dp_event.ComposedDpEvent(
+        [
+            dp_event.SelfComposedDpEvent(
+                dp_event.PoissonSampledDpEvent(
+                    m.sampling_rate, dp_event.GaussianDpEvent(m.noise_multiplier)
+                ),
+                m.steps,
+            )
+            for m in mechanisms
+        ]
+    )
+
+
+def pld_epsilon(delta: float, *mechanisms: Mechanism, interval: float = 5e-4) -> float:
+    accountant = pld.PLDAccountant(ONE_PATIENT, value_discretization_interval=interval)
+    return float(accountant.compose(composed(*mechanisms)).get_epsilon(delta))
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta"), CASES)
+def test_epsilon_is_within_1_percent_of_the_pld_accountant(
+    noise: float, rate: float, steps: int, delta: float
+) -> None:
+    mechanism = Mechanism(noise, rate, steps)
+    other = pld_epsilon(delta, mechanism)
+    assert epsilon([mechanism], delta) == pytest.approx(other, rel=0.01)
+
+
+def test_different_mechanisms_compose() -> None:
+    several = [Mechanism(1.5, 0.25, 40), Mechanism(3.0, 0.1, 60), Mechanism(12.0, 1.0, 9)]
+    several += [Mechanism(1.5, 0.25, 32), Mechanism(20.0, 1.0, 4)]
+    assert epsilon(several, 1e-5) == pytest.approx(pld_epsilon(1e-5, *several), rel=0.01)
+    assert epsilon(several[::-1], 1e-5) == epsilon(several, 1e-5)
+    assert epsilon(several, 1e-5) < sum(epsilon([m], 1e-5) for m in several)
+
+
+@pytest.mark.parametrize(("noise", "rate", "steps", "delta"), CASES)
+def test_the_renyi_bound_is_within_1_percent_of_dp_accountings(
+    noise: float, rate: float, steps: int, delta: float
+) -> None:
+    mechanism = Mechanism(noise, rate, steps)
+    orders = [1.1, *np.arange(1.25, 6, 0.25), *range(6, 100), *range(100, 1000, 10)]
+    accountant = rdp.RdpAccountant(orders, ONE_PATIENT).compose(composed(mechanism))
+    assert rdp_epsilon([mechanism], delta) == pytest.approx(accountant.get_epsilon(delta), rel=0.01)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(0.4, 1), (1.0, 1), (5.0, 7), (60.0, 30)])
+@pytest.mark.parametrize("delta", [1e-7, 1e-5, 1e-3])
+def test_without_sampling_epsilon_is_that_of_the_gaussian_mechanism(
+    noise: float, steps: int, delta: float
+) -> None:
+    # Balle and Wang 2018, theorem 8, with sensitivity sqrt(steps).
+    mu = math.sqrt(steps) / noise
+
+    def excess(e: float) -> float:
+        log_second = e + norm.logcdf(-mu / 2 - e / mu)
+        return float(norm.cdf(mu / 2 - e / mu) - math.exp(log_second) - delta)
+
+    exact = brentq(excess, 0, 500)
+    found = epsilon([Mechanism(noise, 1.0, steps)], delta)
+    assert exact <= found <= 1.01 * exact + 1e-4
+
+
+@settings(max_examples=8, deadline=None)
+@given(several=st.lists(mechanisms, min_size=1, max_size=3), delta=st.sampled_from([1e-6, 1e-4]))
+def test_epsilon_never_exceeds_the_renyi_bound(several: list[Mechanism], delta: float) -> None:
+    assert 0 <= epsilon(several, delta) <= rdp_epsilon(several, delta) * (1 + 1e-9)
+
+
+@settings(max_examples=8, deadline=None)
+@given(m=mechanisms, delta=st.sampled_from([1e-6, 1e-4]))
+def test_more_steps_cost_more_and_more_noise_costs_less(m: Mechanism, delta: float) -> None:
+    here = epsilon([m], delta)
+    more = Mechanism(m.noise_multiplier, m.sampling_rate, 2 * m.steps)
+    noisier = Mechanism(1.2 * m.noise_multiplier, m.sampling_rate, m.steps)
+    assert epsilon([more], delta) >= here >= epsilon([noisier], delta)
+    assert epsilon([m], 10 * delta) <= here
+
+
+@pytest.mark.parametrize(
+    ("budget", "delta", "rate", "steps"),
+    [(8, 1e-5, 0.25, 72), (1, 1e-6, 0.1, 400), (3, 1e-5, 1.0, 10), (0.1, 1e-5, 0.02, 50)],
+)
+def test_calibrated_noise_keeps_the_budget_and_wastes_little(
+    budget: float, delta: float, rate: float, steps: int
+) -> None:
+    noise = calibrate(budget, delta, rate, steps)
+    assert epsilon([Mechanism(noise, rate, steps)], delta) <= budget
+    assert epsilon([Mechanism(noise * 0.998, rate, steps)], delta) > budget
+    # By the other accountant, too: kept up to its own discretisation, and nearly used up.
+    other = pld_epsilon(delta, Mechanism(noise, rate, steps))
+    assert 0.985 * budget < other < 1.001 * budget
+
+
+@settings(max_examples=5, deadline=None)
+@given(
+    budget=st.floats(0.02, 50),
+    delta=st.floats(1e-8, 1e-3),
+    rate=st.floats(1e-4, 1.0),
+    steps=st.integers(1, 20_000),
+)
+def test_calibration_keeps_any_budget(budget: float, delta: float, rate: float, steps: int) -> None:
+    noise = calibrate(budget, delta, rate, steps)
+    assert epsilon([Mechanism(noise, rate, steps)], delta) <= budget
+
+
+def test_nothing_run_costs_nothing_and_no_noise_costs_everything() -> None:
+    assert epsilon([], 1e-5) == 0
+    assert epsilon([Mechanism(1.0, 0.5, 0), Mechanism(0.0, 0.5, 0)], 1e-5) == 0
+    assert epsilon([Mechanism(1.0, 0.0, 10), Mechanism(0.0, 0.0, 10)], 1e-5) == 0
+    assert epsilon([Mechanism(9.0, 0.5, 5), Mechanism(0.0, 0.01, 1)], 1e-5) == math.inf
+    assert epsilon([Mechanism(9.0, 0.5, 5), Mechanism(0.0, 1.0, 1)], 1e-5) == math.inf
+    assert calibrate(1.0, 1e-5, 0.5, 0) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "mechanism",
+    [
+        Mechanism(1e-9, 0.5, 100),
+        Mechanism(0.05, 0.001, 10),
+        Mechanism(1e6, 0.5, 100),
+        Mechanism(1e6, 1.0, 100),
+        Mechanism(1.0, 1e-9, 100),
+        Mechanism(1.0, 0.999_999, 3),
+        Mechanism(50.0, 0.5, 1_000_000),
+    ],
+)
+@pytest.mark.parametrize("delta", [1e-300, 1e-12, 1e-5, 0.5, 1 - 1e-12])
+def test_extreme_values_give_a_bound_without_a_murmur(mechanism: Mechanism, delta: float) -> None:
+    # Bun and Steinke 2016, proposition 1.3; sampling can only help. Twice, for whole orders.
+    rho = mechanism.steps / (2 * mechanism.noise_multiplier**2)
+    simple = rho + 2 * math.sqrt(rho * -math.log(delta))
+    assert 0 <= epsilon([mechanism], delta) <= 2.1 * simple + 1
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
+def test_a_delta_out_of_range_is_refused(delta: float) -> None:
+    for attempt in (
+        lambda: epsilon([Mechanism(1.0, 0.1, 1)], delta),
+        lambda: rdp_epsilon([Mechanism(1.0, 0.1, 1)], delta),
+        lambda: calibrate(1.0, delta, 0.1, 1),
+    ):
+        with pytest.raises(StudyError, match="delta"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps"),
+    [
+        (-1.0, 0.1, 1),
+        (math.nan, 0.1, 1),
+        (math.inf, 0.1, 1),
+        (1.0, 1.1, 1),
+        (1.0, -0.1, 1),
+        (1.0, math.nan, 1),
+        (1.0, 0.1, -1),
+    ],
+)
+def test_meaningless_mechanisms_are_refused(noise: float, rate: float, steps: int) -> None:
+    with pytest.raises(StudyError, match="sampling rate"):
+        Mechanism(noise, rate, steps)
+
+
+def test_impossible_budgets_are_refused() -> None:
+    for budget in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(StudyError, match="epsilon"):
+            calibrate(budget, 1e-5, 0.1, 10)
+    with pytest.raises(StudyError, match="no noise"):
+        calibrate(1e-9, 1e-12, 1.0, 10_000_000)
+
+
+def test_the_default_delta_follows_the_number_of_patients() -> None:
+    assert default_delta(3) == 1e-5
+    assert default_delta(10_000) == 1e-5
+    assert default_delta(100_000) == pytest.approx(1e-6)
+    assert default_delta(0) == 1e-5
+
+
+def test_accounting_touches_no_random_state() -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    epsilon([Mechanism(1.23, 0.2, 5)], 1e-5)
+    calibrate(2.34, 1e-5, 0.2, 5)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert states == after
