@@ -2,142 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from client.audit import AuditLog
-from client.data.cohort import Cohort, PatientSet
-from client.data.report import DataReport
-from client.rounds import Hospital, handle
-from client.site import Site, SiteConfig
-from client.vault import Vault
+from client.data.cohort import Cohort
+from client.rounds import handle
+from client.site import Site
 from shared.accounting import Mechanism, epsilon
 from shared.errors import DataError
-from shared.heads import head_bytes
 from shared.models import initial_weights
-from shared.protocol import LedgerHead, Reply, Request
+from shared.protocol import LedgerHead, Reply
 from shared.study import Study
 
 START = datetime(2026, 3, 1, 8, tzinfo=UTC)
-
-
-def make_study(**changes: dict[str, Any]) -> Study:
-    values: dict[str, dict[str, Any]] = {
-        "task": {"classes": ("healthy", "ill")},
-        "input": {"size": 28},
-        "model": {"name": "cnn", "widths": (4, 4), "hidden": 0},
-        "training": {"local_steps": 2, "sampling_rate": 0.5},
-        "privacy": {"epsilon": 8.0, "delta": 1e-5, "spare_rounds": 1},
-        "data": {"min_patients": 5},
-        "federation": {"rounds": 3},
-    }
-    for section, keys in changes.items():
-        values[section] = values[section] | keys
-    return Study.model_validate({"name": "tiny", **values})
-
-
-def patient_set(names: list[str]) -> PatientSet:
-    """Two images a patient; the image of an ill patient is brighter."""
-    generator = torch.Generator().manual_seed(len(names))
-    labels = torch.arange(len(names)) % 2
-    owner = torch.arange(len(names)).repeat_interleave(2)
-    images = torch.rand(2 * len(names), 1, 28, 28, generator=generator) * 0.2
-    return PatientSet(images + labels[owner, None, None, None] * 0.5, owner, labels, tuple(names))
-
-
-class Ward:
-    """A hospital on disk whose patients a test can change."""
-
-    def __init__(self, home: Path, **policy: Any) -> None:
-        self.home, self.policy = home, policy
-        self.train, self.held_out = 12, 6
-        self.time = START
-        self.loads = 0
-        home.mkdir(parents=True, exist_ok=True)
-
-    def pseudonym(self, name: str) -> str:
-        return Vault.open(self.home / "vault.key").pseudonym(name)
-
-    def cohort(self, site: Site, study: Study) -> Cohort:
-        self.loads += 1
-        names = {
-            part: sorted(self.pseudonym(f"{part}-{i}") for i in range(count))
-            for part, count in (("train", self.train), ("held-out", self.held_out))
-        }
-        report = DataReport(
-            study=study.name,
-            digest=study.digest,
-            images_folder="",
-            labels_table="",
-            used_images=0,
-            train={},
-            held_out={},
-            set_aside=(),
-            other_files=0,
-        )
-        return Cohort(patient_set(names["train"]), patient_set(names["held-out"]), report)
-
-    def hospital(self) -> Hospital:
-        """Open anew, as each message does."""
-        policy = {"min_patients": 5, "min_patients_per_class": 2} | self.policy
-        config = SiteConfig.model_validate(
-            {
-                "name": "ward",
-                "server": {"address": "localhost:1"},
-                "data": {"images": "images", "labels": "labels.csv"},
-                "policy": policy,
-                "compute": {"device": "cpu"},
-            }
-        )
-        vault = Vault.open(self.home / "vault.key")
-        site = Site(self.home, config)
-        return Hospital(site, vault, load_cohort=self.cohort, now=lambda: self.time)
-
-    def approve(self, study: Study) -> None:
-        self.hospital().approvals.approve_study(study, "Dr. A", self.time)
-
-    def ask(self, plan: Study, round_number: int, **fields: Any) -> Reply:
-        return self.answer(plan, round_number, **fields)[0]
-
-    def answer(
-        self, plan: Study, round_number: int, **fields: Any
-    ) -> tuple[Reply, dict[str, np.ndarray]]:
-        weights = fields.pop("weights", None) or initial_weights(plan)
-        return handle(self.hospital(), ask(plan, round_number, **fields), weights)
-
-    def kinds(self) -> list[tuple[str, str]]:
-        with self.hospital().ledger() as ledger:
-            return [(e.kind, e.purpose) for e in ledger.entries()]
-
-    def audit(self) -> list[Any]:
-        return AuditLog(self.home / "audit.jsonl", Vault.open(self.home / "vault.key")).lines()
-
-
-def ask(plan: Study, round_number: int, **fields: Any) -> Request:
-    values = {
-        "task": "train",
-        "run": "run-1",
-        "study_digest": plan.digest,
-        "study": plan.canonical(),
-        "round": round_number,
-    }
-    return Request.model_validate(values | fields)
-
-
-@pytest.fixture
-def ward(tmp_path: Path) -> Ward:
-    return Ward(tmp_path / "ward")
+Ward = Any  # the class in conftest.py
+MakeWard = Callable[..., Ward]
 
 
 def code(reply: Reply) -> str:
@@ -146,7 +32,7 @@ def code(reply: Reply) -> str:
 
 
 def test_a_round_trains_evaluates_charges_and_tells_only_declared_fields(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     weights = initial_weights(study)
     reply, update = ward.answer(study, 1)
@@ -172,7 +58,7 @@ def test_a_round_trains_evaluates_charges_and_tells_only_declared_fields(ward: W
 
 
 def test_what_a_reply_says_was_spent_is_what_the_accountant_says(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     for number in (1, 2, 3):
         reply = ward.ask(study, number)
@@ -191,7 +77,7 @@ def test_what_a_reply_says_was_spent_is_what_the_accountant_says(ward: Ward) -> 
 
 
 def test_an_unknown_study_is_kept_for_a_person_and_refused(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     assert code(ward.ask(study, 1)) == "study-not-approved"
     assert ward.loads == 0
     assert not (ward.home / "ledger.sqlite").exists()
@@ -208,18 +94,18 @@ def test_an_unknown_study_is_kept_for_a_person_and_refused(ward: Ward) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name":"tiny"}', "{" * 30_000])
 def test_an_offer_that_is_no_study_is_not_kept(ward: Ward, text: str) -> None:
-    study = make_study()
+    study = ward.study()
     assert code(ward.ask(study, 1, study=text)) == "study-invalid"
     assert ward.hospital().approvals.offered() == []
 
 
 def test_the_study_of_another_digest_is_not_kept(ward: Ward) -> None:
-    study, other = make_study(), make_study(privacy={"epsilon": 9.0})
+    study, other = ward.study(), ward.study(privacy={"epsilon": 9.0})
     assert code(ward.ask(study, 1, study=other.canonical())) == "study-invalid"
 
 
 def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
-    study, other = make_study(), make_study(privacy={"epsilon": 9.0})
+    study, other = ward.study(), ward.study(privacy={"epsilon": 9.0})
     ward.approve(study)
     reply = ward.ask(study, 1, study=other.canonical())
     assert reply.spending is not None
@@ -244,10 +130,10 @@ def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
     ],
 )
 def test_the_policy_refuses_with_a_code_without_numbers_and_without_cost(
-    tmp_path: Path, policy: dict[str, Any], study: dict[str, Any], expected: str
+    make_ward: MakeWard, policy: dict[str, Any], study: dict[str, Any], expected: str
 ) -> None:
-    ward = Ward(tmp_path / "ward", **policy)
-    plan = make_study(**study)
+    ward = make_ward(**policy)
+    plan = ward.study(**study)
     ward.approve(plan)
     reply = ward.ask(plan, 1)
     assert code(reply) == expected
@@ -258,35 +144,35 @@ def test_the_policy_refuses_with_a_code_without_numbers_and_without_cost(
     assert (last.event, last.code) == ("round-refused", expected)
 
 
-def test_a_cohort_of_three_is_refused_by_the_default_policy(tmp_path: Path) -> None:
-    ward = Ward(tmp_path / "ward", min_patients=20)
+def test_a_cohort_of_three_is_refused_by_the_default_policy(make_ward: MakeWard) -> None:
+    ward = make_ward(min_patients=20)
     ward.train = 3
-    study = make_study(data={"min_patients": 1})
+    study = ward.study(data={"min_patients": 1})
     ward.approve(study)
     assert code(ward.ask(study, 1)) == "policy-cohort"
 
 
 def test_a_device_that_is_not_there_is_refused_before_data_is_read(ward: Ward) -> None:
     if torch.cuda.is_available():
-        ward.approve(make_study())
-        assert ward.ask(make_study(), 1).outcome == "update"
+        ward.approve(ward.study())
+        assert ward.ask(ward.study(), 1).outcome == "update"
         return
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     hospital = ward.hospital()
     compute = hospital.site.config.compute.model_copy(update={"device": "cuda"})
     config = hospital.site.config.model_copy(update={"compute": compute})
     wants_cuda = replace(hospital, site=Site(ward.home, config))
-    reply, _ = handle(wants_cuda, ask(study, 1), initial_weights(study))
+    reply, _ = handle(wants_cuda, ward.request(study, 1), initial_weights(study))
     assert code(reply) == "policy-device"
     assert ward.loads == 0
 
 
 def test_the_days_limit_opens_again_the_next_day_and_not_by_setting_the_clock_back(
-    tmp_path: Path,
+    make_ward: MakeWard,
 ) -> None:
-    ward = Ward(tmp_path / "ward", max_rounds_per_day=1)
-    study = make_study()
+    ward = make_ward(max_rounds_per_day=1)
+    study = ward.study()
     ward.approve(study)
     assert ward.ask(study, 1).outcome == "update"
     assert code(ward.ask(study, 2)) == "policy-rounds"
@@ -300,7 +186,7 @@ def test_the_days_limit_opens_again_the_next_day_and_not_by_setting_the_clock_ba
 
 
 def test_the_same_request_again_is_resent_at_no_cost(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     first, update = ward.answer(study, 1)
     again, same = ward.answer(study, 1, attempt=1)
@@ -313,7 +199,7 @@ def test_the_same_request_again_is_resent_at_no_cost(ward: Ward) -> None:
 
 
 def test_an_update_kept_but_not_committed_is_sent_and_committed(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
 
     def clock() -> datetime:
@@ -321,7 +207,7 @@ def test_an_update_kept_but_not_committed_is_sent_and_committed(ward: Ward) -> N
         return START - timedelta(days=1) * (ward.home / "outbox").exists()
 
     broken = replace(ward.hospital(), now=clock)
-    reply, update = handle(broken, ask(study, 1), initial_weights(study))
+    reply, update = handle(broken, ward.request(study, 1), initial_weights(study))
     assert (code(reply), update) == ("ledger-invalid", {})
     assert ("commit", "train") not in ward.kinds()
     reply, update = ward.answer(study, 1)
@@ -332,7 +218,7 @@ def test_an_update_kept_but_not_committed_is_sent_and_committed(ward: Ward) -> N
 
 
 def test_kept_answers_are_encrypted(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
     (sealed,) = (ward.home / "outbox").iterdir()
@@ -341,7 +227,7 @@ def test_kept_answers_are_encrypted(ward: Ward) -> None:
 
 
 def test_a_lost_update_takes_the_spare_round_and_then_the_site_sits_out(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     first = ward.ask(study, 1)
     for file in (ward.home / "outbox").iterdir():
@@ -360,7 +246,7 @@ def test_a_lost_update_takes_the_spare_round_and_then_the_site_sits_out(ward: Wa
 
 
 def test_a_damaged_outbox_counts_as_lost(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
     for file in (ward.home / "outbox").iterdir():
@@ -369,7 +255,7 @@ def test_a_damaged_outbox_counts_as_lost(ward: Ward) -> None:
 
 
 def test_another_run_of_the_study_goes_on_with_what_is_left(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     for number in (1, 2, 3):
         assert ward.ask(study, number).outcome == "update"
@@ -381,7 +267,7 @@ def test_another_run_of_the_study_goes_on_with_what_is_left(ward: Ward) -> None:
 
 
 def test_the_closing_evaluation_evaluates_only(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
     reply, update = ward.answer(study, 4, task="evaluate")
@@ -393,14 +279,14 @@ def test_the_closing_evaluation_evaluates_only(ward: Ward) -> None:
 
 @pytest.mark.parametrize(("task", "number"), [("train", 4), ("evaluate", 5)])
 def test_rounds_beyond_the_study_are_refused(ward: Ward, task: str, number: int) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     assert code(ward.ask(study, number, task=task)) == "out-of-order"
 
 
-def test_evaluation_off_shares_nothing_and_charges_nobody_held_out(tmp_path: Path) -> None:
-    ward = Ward(tmp_path / "ward", evaluation="none")
-    study = make_study()
+def test_evaluation_off_shares_nothing_and_charges_nobody_held_out(make_ward: MakeWard) -> None:
+    ward = make_ward(evaluation="none")
+    study = ward.study()
     ward.approve(study)
     reply = ward.ask(study, 1)
     assert reply.evaluation is None
@@ -409,10 +295,10 @@ def test_evaluation_off_shares_nothing_and_charges_nobody_held_out(tmp_path: Pat
 
 
 def test_exact_evaluation_gives_true_counts_and_is_on_record_as_unprotected(
-    tmp_path: Path,
+    make_ward: MakeWard,
 ) -> None:
-    ward = Ward(tmp_path / "ward", evaluation="exact")
-    study = make_study()
+    ward = make_ward(evaluation="exact")
+    study = ward.study()
     ward.approve(study)
     for number in (1, 2):
         evaluation = ward.ask(study, number).evaluation
@@ -427,27 +313,29 @@ def test_exact_evaluation_gives_true_counts_and_is_on_record_as_unprotected(
 
 def test_without_held_out_patients_there_is_no_evaluation(ward: Ward) -> None:
     ward.held_out = 0
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     assert ward.ask(study, 1).evaluation is None
 
 
-def test_a_study_without_privacy_trains_where_allowed_and_claims_nothing(tmp_path: Path) -> None:
-    ward = Ward(tmp_path / "ward", allow_without_privacy=True)
-    study = make_study(privacy={"enabled": False})
+def test_a_study_without_privacy_trains_where_allowed_and_claims_nothing(
+    make_ward: MakeWard,
+) -> None:
+    ward = make_ward(allow_without_privacy=True)
+    study = ward.study(privacy={"enabled": False})
     ward.approve(study)
     reply = ward.ask(study, 1)
     assert reply.outcome == "update"
     assert reply.spending is None
     # The patients' unprotected past rules them out once the policy changes its mind.
     ward.policy["allow_without_privacy"] = False
-    private = make_study()
+    private = ward.study()
     ward.approve(private)
     assert code(ward.ask(private, 1)) == "budget-exhausted"
 
 
 def test_a_patient_who_opts_out_is_in_no_later_round_and_stays_charged(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
     gone = ward.pseudonym("train-3")
@@ -464,9 +352,9 @@ def test_a_patient_who_opts_out_is_in_no_later_round_and_stays_charged(ward: War
     assert rounds == [1]
 
 
-def test_opting_out_below_the_least_number_of_patients_stops_the_site(tmp_path: Path) -> None:
-    ward = Ward(tmp_path / "ward", min_patients=12)
-    study = make_study()
+def test_opting_out_below_the_least_number_of_patients_stops_the_site(make_ward: MakeWard) -> None:
+    ward = make_ward(min_patients=12)
+    study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
     with ward.hospital().ledger() as ledger:
@@ -475,7 +363,7 @@ def test_opting_out_below_the_least_number_of_patients_stops_the_site(tmp_path: 
 
 
 def test_a_patient_who_comes_later_joins_at_the_same_noise(ward: Ward) -> None:
-    study = make_study(privacy={"delta": None})
+    study = ward.study(privacy={"delta": None})
     ward.approve(study)
     first = ward.ask(study, 1).spending
     ward.train = 14
@@ -487,9 +375,9 @@ def test_a_patient_who_comes_later_joins_at_the_same_noise(ward: Ward) -> None:
     assert second.spending.delta == first.delta
 
 
-def test_two_studies_share_the_patients_lifetime(tmp_path: Path) -> None:
-    ward = Ward(tmp_path / "ward", max_epsilon_per_patient=10)
-    one, two = make_study(), make_study(privacy={"epsilon": 6.0})
+def test_two_studies_share_the_patients_lifetime(make_ward: MakeWard) -> None:
+    ward = make_ward(max_epsilon_per_patient=10)
+    one, two = ward.study(), ward.study(privacy={"epsilon": 6.0})
     ward.approve(one)
     ward.approve(two)
     assert ward.ask(one, 1).outcome == "update"
@@ -503,7 +391,7 @@ def test_two_studies_share_the_patients_lifetime(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["name", "shape", "dtype", "nan"])
 def test_unfit_global_weights_are_refused_before_anything_is_spent(ward: Ward, fault: str) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     weights = initial_weights(study)
     name = next(iter(weights))
@@ -519,14 +407,14 @@ def test_unfit_global_weights_are_refused_before_anything_is_spent(ward: Ward, f
 
 
 def test_data_that_cannot_be_used_is_a_code_without_its_text(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
 
     def unusable(site: Site, study: Study) -> Cohort:
         raise DataError("patient 4711 has no image", "/data/4711.dcm")
 
     hospital = replace(ward.hospital(), load_cohort=unusable)
-    reply, update = handle(hospital, ask(study, 1), initial_weights(study))
+    reply, update = handle(hospital, ward.request(study, 1), initial_weights(study))
     assert (code(reply), update) == ("data-unusable", {})
     everything = reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
     assert "4711" not in everything
@@ -535,21 +423,21 @@ def test_data_that_cannot_be_used_is_a_code_without_its_text(ward: Ward) -> None
 def test_an_unforeseen_error_is_a_code_without_its_text(
     ward: Ward, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
 
     def crash(site: Site, study: Study) -> Cohort:
         raise RuntimeError("patient 4711")
 
     hospital = replace(ward.hospital(), load_cohort=crash)
-    reply, _ = handle(hospital, ask(study, 1), initial_weights(study))
+    reply, _ = handle(hospital, ward.request(study, 1), initial_weights(study))
     assert code(reply) == "internal-error"
     assert "4711" not in reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
     assert "RuntimeError" in capsys.readouterr().err
 
 
 def test_nothing_leaves_without_an_audit_line(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     (ward.home / "audit.jsonl").mkdir()
     reply, update = ward.answer(study, 1)
@@ -557,7 +445,7 @@ def test_nothing_leaves_without_an_audit_line(ward: Ward) -> None:
 
 
 def test_the_audit_log_says_what_left_and_names_no_patient(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     _, update = ward.answer(study, 1)
     line = ward.audit()[-1]
@@ -572,24 +460,10 @@ def test_the_audit_log_says_what_left_and_names_no_patient(ward: Ward) -> None:
         assert ward.pseudonym(name) not in text
 
 
-class Server:
-    """The coordinator's memory of one site's ledger, and its countersigning key."""
-
-    def __init__(self, ward: Ward) -> None:
-        self._key = Ed25519PrivateKey.generate()
-        pem = self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        (ward.home / "server.pub").write_bytes(pem)
-
-    def seen(self, head: LedgerHead | None) -> dict[str, Any]:
-        assert head is not None
-        signature = base64.b64encode(self._key.sign(head_bytes("ward", head))).decode()
-        return {"known_head": head, "countersignature": signature}
-
-
 def test_the_servers_confirmation_empties_the_outbox(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
-    server = Server(ward)
+    server = ward.server()
     first = ward.ask(study, 1)
     ward.ask(study, 2)  # the server has not shown that it has the first answer
     assert len(list((ward.home / "outbox").iterdir())) == 2
@@ -600,9 +474,9 @@ def test_the_servers_confirmation_empties_the_outbox(ward: Ward) -> None:
 
 
 def test_an_unsigned_head_is_refused_and_changes_nothing(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
-    server = Server(ward)
+    server = ward.server()
     foreign = LedgerHead(entries=99, hash="ab" * 32)
     assert code(ward.ask(study, 1, known_head=foreign)) == "message-invalid"
     signed = server.seen(foreign)["countersignature"]
@@ -612,22 +486,13 @@ def test_an_unsigned_head_is_refused_and_changes_nothing(ward: Ward) -> None:
     assert ward.ask(study, 1).outcome == "update"
 
 
-def copy_home(source: Path, target: Path) -> None:
-    for path in source.rglob("*"):
-        if path.is_file():
-            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            (target / path.relative_to(source)).write_bytes(path.read_bytes())
-            (target / path.relative_to(source)).chmod(path.stat().st_mode & 0o777)
-
-
-def test_a_restored_home_is_noticed_and_stays_refused(ward: Ward, tmp_path: Path) -> None:
-    study = make_study()
+def test_a_restored_home_is_noticed_and_stays_refused(ward: Ward) -> None:
+    study = ward.study()
     ward.approve(study)
-    server = Server(ward)
+    server = ward.server()
     ward.ask(study, 1)
-    copy_home(ward.home, tmp_path / "backup")
+    old = ward.copy("backup")
     head = ward.ask(study, 2).head
-    old = Ward(tmp_path / "backup")
     assert code(old.ask(study, 3, **server.seen(head))) == "ledger-rollback"
     # Even if the server then keeps silent about what it knows.
     assert code(old.ask(study, 3)) == "ledger-rollback"
@@ -635,13 +500,12 @@ def test_a_restored_home_is_noticed_and_stays_refused(ward: Ward, tmp_path: Path
     assert last.code == "ledger-rollback"
 
 
-def test_two_nodes_on_copies_of_one_ledger_are_noticed(ward: Ward, tmp_path: Path) -> None:
-    study = make_study()
+def test_two_nodes_on_copies_of_one_ledger_are_noticed(ward: Ward) -> None:
+    study = ward.study()
     ward.approve(study)
-    server = Server(ward)
+    server = ward.server()
     head = ward.ask(study, 1).head
-    copy_home(ward.home, tmp_path / "copy")
-    twin = Ward(tmp_path / "copy")
+    twin = ward.copy("copy")
     known = server.seen(head)
     after = server.seen(ward.ask(study, 2, **known).head)
     assert twin.ask(study, 2, **known).outcome == "update"
@@ -649,7 +513,7 @@ def test_two_nodes_on_copies_of_one_ledger_are_noticed(ward: Ward, tmp_path: Pat
 
 
 def test_two_processes_on_one_home_are_noticed(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     with ward.hospital().ledger() as ledger, ledger.locked():
         assert code(ward.ask(study, 1)) == "ledger-invalid"
@@ -657,7 +521,7 @@ def test_two_processes_on_one_home_are_noticed(ward: Ward) -> None:
 
 
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     (ward.home / "ledger.sqlite").write_bytes(b"these are my notes " * 100)
     assert code(ward.ask(study, 1)) == "ledger-invalid"
@@ -666,7 +530,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(ward: Ward) -> None:
 
 
 def test_the_audit_log_is_json_a_line(ward: Ward) -> None:
-    study = make_study()
+    study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
     lines = (ward.home / "audit.jsonl").read_text().splitlines()
