@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -199,6 +198,10 @@ def event(line: dict[str, Any]) -> Event:
     )
 
 
+LARGEST = 1e12
+"""No number of a run comes near this size."""
+
+
 def parse_line(line: str | bytes) -> dict[str, Any] | None:
     """Return one line of a `.jsonl` file, or None if it is not a JSON object."""
     try:
@@ -209,13 +212,10 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
 
 
 def number(value: object) -> float | None:
-    """Return a finite number, or None for anything else."""
+    """Return a number, or None for anything else, NaN, infinity and what nothing here can be."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return float(value) if abs(value) < LARGEST else None
 
 
 def words(value: object, longest: int = 300) -> str:
