@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from client import privacy_cli
 from client.site import Site, load_site
 from shared.errors import SiteError
 
 app = typer.Typer(help="Run a hospital's node.", no_args_is_help=True)
+app.add_typer(privacy_cli.app)
 
 Home = Annotated[Path, typer.Option("--home", help="the node's home folder")]
 Digest = Annotated[str, typer.Argument(help="the study's digest, or its first digits")]
@@ -80,9 +82,8 @@ def studies(home: Home) -> None:
 @app.command()
 def show(home: Home, digest: Digest) -> None:
     """Explain a study in plain words, before anybody approves it."""
-    from shared.explain import explain_study
-
     from client.approvals import Approvals
+    from shared.explain import explain_study
 
     approvals = Approvals(load_site(home))
     known = [*approvals.offered(), *(a.study for a in approvals.approved())]

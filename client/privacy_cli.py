@@ -1,0 +1,195 @@
+"""Commands on what privacy was spent: the report, the signed statement, opt-out and recovery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shared.errors import SiteError
+
+if TYPE_CHECKING:
+    from client.hospital import Hospital
+    from client.spending import SpendingReport
+
+app = typer.Typer()
+ledger_app = typer.Typer(help="Look after the privacy ledger.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+Home = Annotated[Path, typer.Option("--home", help="the node's home folder")]
+By = Annotated[str, typer.Option(help="who decides, for the audit log")]
+
+
+@app.command()
+def privacy(
+    home: Home,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    statement: Annotated[
+        Path | None, typer.Option(help="write a signed page for the data-protection officer")
+    ] = None,
+) -> None:
+    """Print what was spent, is reserved and is left, per group of patients and study."""
+    from client.hospital import open_hospital
+    from client.statement import make_statement, sign_statement
+
+    hospital = open_hospital(home)
+    report = _report(hospital)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=1))
+    else:
+        _print(report, Console(soft_wrap=True), _names(hospital))
+    if statement:
+        page = make_statement(hospital.site, report, _names(hospital), hospital.now())
+        _write(statement, sign_statement(page, hospital.site.node_key))
+        typer.echo(f"Wrote {statement}, signed with this node's key.", err=True)
+
+
+@app.command("verify-statement")
+def verify(
+    page: Annotated[Path, typer.Argument(help="the statement (HTML)")],
+    key: Annotated[Path, typer.Argument(help="the hospital's node.pub")],
+) -> None:
+    """Check that a statement was signed by a node and was not changed."""
+    from client.statement import verify_statement
+
+    try:
+        checked = verify_statement(page.read_text(encoding="utf-8"), key.read_bytes())
+    except OSError as error:
+        raise SiteError(f"cannot read a file: {error.strerror}", str(error.filename)) from None
+    typer.echo(f"Signed by the node of {checked.site} at {checked.time}, and unchanged.")
+
+
+@app.command("opt-out")
+def opt_out(
+    home: Home,
+    patient: Annotated[str, typer.Argument(help="the patient's id as in the labels table")],
+    by: By,
+) -> None:
+    """Take a patient out of every round from the next on; what was spent stays charged."""
+    from client.audit import Event
+    from client.hospital import open_hospital
+
+    hospital = open_hospital(home)
+    with hospital.ledger() as ledger, ledger.locked():
+        ledger.opt_out(hospital.vault.pseudonym(patient))
+    hospital.log(Event(event="patient-opted-out", by=by))
+    typer.echo("The patient takes part in no further round.")
+
+
+@ledger_app.command("verify")
+def verify_chain(home: Home) -> None:
+    """Check that no entry of the ledger was edited, and print its head."""
+    from client.hospital import open_hospital
+
+    with open_hospital(home).ledger() as ledger:
+        head = ledger.head()
+    typer.echo(f"{head.entries} entries, the chain is whole; head {head.hash}")
+
+
+@ledger_app.command()
+def recover(home: Home, by: By) -> None:
+    """Go on after the ledger was restored, edited or lost: all that may be spent is charged."""
+    from client.hospital import open_hospital
+    from client.recovery import recover as recover_ledger
+
+    done = recover_ledger(open_hospital(home), by)
+    said = {
+        "nothing-lost": "The ledger is whole and the newest the server knows; nothing to do.",
+        "adopted": "The ledger goes on; what the missing entries may have spent was charged.",
+        "replaced": "A new ledger began; everything approved studies may have spent was charged.",
+    }
+    typer.echo(said[done.outcome])
+    if done.set_aside:
+        typer.echo(f"The old one is kept in {done.set_aside}.")
+
+
+@ledger_app.command("accept-clock")
+def accept_clock(home: Home, by: By) -> None:
+    """Go on although the clock was set back; no charge and no daily limit is undone by it."""
+    from client.audit import Event
+    from client.hospital import open_hospital
+
+    hospital = open_hospital(home)
+    with hospital.ledger() as ledger, ledger.locked():
+        ledger.accept_clock()
+    hospital.log(Event(event="clock-accepted", by=by))
+    typer.echo("Accepted.")
+
+
+@ledger_app.command("close-study")
+def close_study(
+    home: Home, digest: Annotated[str, typer.Argument(help="the study's whole digest")], by: By
+) -> None:
+    """End a study here for good, which frees the budget its remaining rounds held back."""
+    from client.audit import Event
+    from client.hospital import open_hospital
+
+    hospital = open_hospital(home)
+    with hospital.ledger() as ledger, ledger.locked():
+        ledger.close_study(digest)
+    hospital.log(Event(event="study-closed", study=digest, by=by))
+    typer.echo("Closed.")
+
+
+def _report(hospital: Hospital) -> SpendingReport:
+    from client.spending import spending_report
+
+    policy = hospital.site.config.policy
+    with hospital.ledger() as ledger:
+        return spending_report(
+            ledger, budget=policy.max_epsilon_per_patient, delta=policy.max_delta
+        )
+
+
+def _names(hospital: Hospital) -> dict[str, str]:
+    approvals = hospital.approvals
+    known = [*approvals.offered(), *(approval.study for approval in approvals.approved())]
+    return {study.digest: study.name for study in known}
+
+
+def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> None:
+    accounts = Table("study", "patients", "spent", "reserved", "left", "budget", "delta", "note")
+    for account in report.accounts:
+        accounts.add_row(
+            names.get(account.study, account.study[:12]) if account.study else "all, for life",
+            str(account.patients),
+            *(f"{v:.3f}" for v in (account.spent, account.reserved, account.left)),
+            f"{account.budget:g}",
+            f"{account.delta:g}",
+            "also released without noise" if account.unprotected else "",
+        )
+    console.print("Epsilon per patient, by groups of patients with the same history:")
+    console.print(accounts)
+    plans = Table("study", "purpose", "mechanism", "used", "of", "spare", "epsilon of all")
+    for plan in report.plans:
+        noise = (
+            f"Gaussian, noise {plan.noise_multiplier:.3f} x clip, rate {plan.sampling_rate:g}, "
+            f"{plan.steps} steps"
+            if plan.noise_multiplier
+            else "no noise, no guarantee"
+        )
+        plans.add_row(
+            names.get(plan.study, plan.study[:12]) + (" (closed)" if plan.closed else ""),
+            plan.purpose,
+            noise,
+            f"{plan.used} ({plan.committed} committed)",
+            str(plan.uses),
+            str(plan.spares),
+            f"{plan.epsilon:g}",
+        )
+    console.print("Mechanisms and rounds:")
+    console.print(plans)
+    console.print(
+        f"{report.patients} patients charged, {report.opted_out} opted out, "
+        f"{report.entries} ledger entries, head {report.head[:16]}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SiteError(f"cannot write the statement: {error.strerror}", str(path)) from None
