@@ -127,7 +127,7 @@ def lot_batches(
             batch,
             _move(targets[part], parameter),
             _move(weights[part].to(parameter.dtype), parameter),
-            _move(owner[part], parameter),
+            owner[part],
         )
 
 

@@ -24,7 +24,8 @@ class Batch:
         images: [b, channels, size, size], on the model's device.
         targets: Class index of each image's patient, int64 [b].
         weights: 1 / (number of images and views of the image's patient in this step), [b].
-        owner: Position of the image's patient in the lot, int64 [b], ascending over batches.
+        owner: Position of the image's patient in the lot, int64 [b], ascending over batches; on
+            the CPU, for it steers the computation.
     """
 
     images: torch.Tensor
@@ -71,13 +72,10 @@ def standardised_conv_gradient(
         backprops: Gradient of the loss by its output, [b, out, h', w'].
     """
     weight, norm = layer.standardised()
-    patches = functional.unfold(
-        activations[0].to(backprops.dtype),
-        layer.kernel_size,
-        padding=layer.pad,
-        stride=layer.stride,
-    )
-    gradient = torch.bmm((backprops / norm.view(-1, 1, 1)).flatten(2), patches.transpose(1, 2))
+    x = activations[0].to(norm.dtype)  # after autocast, input and output may be of half width
+    patches = functional.unfold(x, layer.kernel_size, padding=layer.pad, stride=layer.stride)
+    scaled = (backprops.to(norm.dtype) / norm.view(-1, 1, 1)).flatten(2)
+    gradient = torch.bmm(scaled, patches.transpose(1, 2))
     w = weight.flatten(1)
     along = torch.einsum("bok,ok->bo", gradient, w)[:, :, None]
     # The transposed Jacobian of w = c / n takes g to the centred (g - w <w, g>) / n.
@@ -137,7 +135,7 @@ def _per_patient(parameter: nn.Parameter, owner: torch.Tensor) -> torch.Tensor:
     if patients == len(owner):
         return gradients
     sums = gradients.new_zeros(patients, gradients.shape[1])
-    return sums.index_add_(0, owner, gradients)
+    return sums.index_add_(0, owner.to(sums.device), gradients)
 
 
 def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], clip: float) -> None:

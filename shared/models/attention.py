@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shared.errors import StudyError
 from shared.study import AttentionModel
+
+MOST_TOKENS = 36**2
 
 
 class Attention(nn.Module):
@@ -20,12 +23,22 @@ class Attention(nn.Module):
         size: Side of the input in pixels, a multiple of the patch.
         channels: Channels of the input.
         classes: Number of outputs.
+
+    Raises:
+        StudyError: There would be more patches than attention can afford.
     """
 
     def __init__(self, plan: AttentionModel, size: int, channels: int, classes: int) -> None:
         super().__init__()
         self.patch = plan.patch
         self.tokens = (size // plan.patch) ** 2
+        if self.tokens > MOST_TOKENS:
+            raise StudyError(
+                f"patches of {plan.patch} pixels cut an image of {size} into {self.tokens}; the "
+                f"most is {MOST_TOKENS}",
+                "model.patch",
+                f"Choose at least {math.ceil(size / math.isqrt(MOST_TOKENS))}, a divisor of {size}",
+            )
         self.embed = nn.Linear(channels * plan.patch**2, plan.width)
         self.positions = nn.Embedding(self.tokens, plan.width)
         self.blocks = nn.ModuleList(Block(plan.width, plan.heads) for _ in range(plan.depth))

@@ -94,6 +94,30 @@ def test_float32_models_agree_to_single_precision(model: nn.Module) -> None:
     assert distance([f.double() for f in found], expected) < 1e-3
 
 
+class HalfWidth(nn.Module):
+    """A model whose layers run in bfloat16 where autocast allows, as they do on a GPU."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(images)
+
+
+def test_autocast_models_agree_to_half_precision(model: nn.Module) -> None:
+    batch = make_batch([2, 1, 3])
+    expected = one_by_one(model, batch, 1.0)
+    single = Batch(batch.images.float(), batch.targets, batch.weights.float(), batch.owner)
+    with per_image_gradients(HalfWidth(model.float())) as watched:
+        found = clipped_sum(watched, cut(single, 2), 1.0)
+    assert all(f.dtype == torch.float32 for f in found)
+    whole = torch.cat([f.flatten().double() for f in found])
+    reference = torch.cat([e.flatten() for e in expected])
+    assert 1e-6 < (whole - reference).norm() / reference.norm() < 0.05
+
+
 def test_no_patient_moves_the_sum_by_more_than_the_clip(model: nn.Module) -> None:
     batch = make_batch([1, 2, 3])
     batch = dataclasses.replace(batch, images=batch.images * 1e3)

@@ -94,6 +94,11 @@ def test_the_attention_map_is_the_attention_used() -> None:
     assert torch.allclose(layer(tokens), layer.out(mixed), rtol=1e-9)
 
 
+def test_too_many_patches_are_refused_with_the_smallest_that_will_do() -> None:
+    with pytest.raises(StudyError, match=r"model.patch.*at least 8"):
+        build_model(make_study("attention", 256, patch=4))
+
+
 def test_attention_knows_where_a_patch_is() -> None:
     model = stirred("attention")
     images = torch.randn(1, 1, 28, 28, dtype=torch.float64)
