@@ -69,9 +69,9 @@ class CnnModel(Plan):
 
     name: Literal["cnn"] = "cnn"
     widths: tuple[Annotated[int, Field(ge=4, le=256, multiple_of=4)], ...] = Field(
-        default=(16, 32, 64), min_length=2, max_length=3, description="channels of each stage"
+        default=(16, 32), min_length=2, max_length=3, description="channels of each stage"
     )
-    hidden: int = Field(default=32, ge=0, le=512, description="units of the dense layer; 0: none")
+    hidden: int = Field(default=0, ge=0, le=512, description="units of the dense layer; 0: none")
 
 
 class AttentionModel(Plan):
@@ -80,7 +80,7 @@ class AttentionModel(Plan):
     name: Literal["attention"] = "attention"
     patch: int = Field(default=7, ge=2, le=64, description="patch side in pixels; divides size")
     width: int = Field(default=48, ge=8, le=256)
-    depth: int = Field(default=2, ge=1, le=8)
+    depth: int = Field(default=1, ge=1, le=8)
     heads: int = Field(default=4, ge=1, le=16)
 
     @model_validator(mode="after")
@@ -105,13 +105,13 @@ class Training(Plan):
     """The local optimisation at each site."""
 
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.5, gt=0, le=100)
+    learning_rate: float = Field(default=1.0, gt=0, le=100)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     schedule: Literal["constant", "cosine"] = "constant"
-    local_steps: int = Field(default=5, ge=1, le=10_000, description="steps per round")
+    local_steps: int = Field(default=8, ge=1, le=10_000, description="steps per round")
     sampling_rate: float = Field(
-        default=0.1, gt=0, le=1, description="chance of each patient to be in a step's lot"
+        default=0.25, gt=0, le=1, description="chance of each patient to be in a step's lot"
     )
     augment: Augment = Augment()
 

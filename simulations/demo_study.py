@@ -26,7 +26,6 @@ def demo_study(options: DemoOptions, folder: HospitalFolder) -> Study:
             "task": {"classes": list(folder.classes), "positive": folder.classes[-1]},
             "input": {"size": folder.size, "channels": folder.channels},
             "model": {"name": options.model, **model_sizes(options.model, folder.size)},
-            "training": {"sampling_rate": 0.2},
             "privacy": {"enabled": options.private, "epsilon": options.epsilon},
             "data": {"min_patients": 10},
             "federation": {
