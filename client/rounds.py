@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from client.audit import Event, Left
-from client.data.cohort import Cohort, PatientSet
 from client.evaluation import evaluate
+from client.gate import check_update, load_model
 from client.hospital import Hospital, open_hospital
 from client.outbox import Kept, Parcel, digest
-from client.policy import check_day, check_patients, check_study, limits
-from client.privacy.budget import Wanted
+from client.policy import check_day, check_study, limits
 from client.privacy.ledger import Ledger, Reservation
-from client.privacy.plans import Plan, evaluation_plan, training_plan
-from client.site import Policy, Site
+from client.site import Site
 from client.spending import study_epsilon
 from client.training import pick_device, train_round
+from client.work import Work, plan_work
 from shared.errors import (
     ConsiliumError,
     DataError,
@@ -32,7 +29,7 @@ from shared.errors import (
     StudyError,
 )
 from shared.heads import verify_head
-from shared.models import build_model, get_weights, set_weights
+from shared.models import get_weights
 from shared.protocol import LedgerHead, Refusal, Reply, Request, ScoreHistogram, Spending
 from shared.study import Study
 from shared.transport import Weights
@@ -117,8 +114,8 @@ def _compute(
     _check_round(study, request)
     if request.task == "train":
         check_day(policy, ledger.rounds_today())
-    device, model = _device(site), _model(study, weights)
-    work = _plan_work(ledger, study, request, policy, hospital.load_cohort(site, study))
+    device, model = _device(site), load_model(study, weights)
+    work = plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study))
     reservations = ledger.reserve(
         work.uses(),
         limits(policy),
@@ -140,49 +137,11 @@ def _compute(
     return Parcel(_kept(reply, weights, reservations), update)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """The patients of a round and the plans they are charged by; no plan: nothing is done."""
-
-    train: PatientSet
-    held_out: PatientSet
-    training: Plan | None
-    evaluation: Plan | None
-
-    def uses(self) -> list[Wanted]:
-        """Return what to reserve."""
-        pairs = ((self.evaluation, self.held_out), (self.training, self.train))
-        return [Wanted(plan, frozenset(ps.patients)) for plan, ps in pairs if plan]
-
-
-def _plan_work(
-    ledger: Ledger, study: Study, request: Request, policy: Policy, cohort: Cohort
-) -> _Work:
-    """Choose the patients who may take part and the plans that apply to them.
-
-    Raises:
-        PolicyRefusal: Too few patients are left, or their number asks for a larger delta.
-    """
-    train, held_out = cohort.train, cohort.held_out
-    training = evaluation = None
-    if request.task == "train":
-        check_patients(policy, study, train.labels)
-        training = ledger.plan(study.digest, "train") or training_plan(study, len(train))
-        train = _eligible(ledger, training, train, policy)
-        check_patients(policy, study, train.labels)
-    if policy.evaluation != "none" and len(held_out):
-        exact = policy.evaluation == "exact"
-        stored = ledger.plan(study.digest, "exact-evaluation" if exact else "evaluate")
-        evaluation = stored or evaluation_plan(study, len(cohort.train), exact=exact)
-        held_out = _eligible(ledger, evaluation, held_out, policy)
-    return _Work(train, held_out, training, evaluation if len(held_out) else None)
-
-
 def _run(
     hospital: Hospital,
     study: Study,
     request: Request,
-    work: _Work,
+    work: Work,
     model: nn.Module,
     weights: Weights,
     device: torch.device,
@@ -213,7 +172,7 @@ def _run(
         physical_batch=batch,
     )
     update = {name: new - weights[name] for name, new in get_weights(model).items()}
-    _check_arrays(update, weights, SiteError, "the update is not fit to leave")
+    check_update(update, weights)
     return histogram, update
 
 
@@ -234,43 +193,6 @@ def _device(site: Site) -> torch.device:
         return pick_device(site.config.compute.device)
     except SiteError as error:
         raise PolicyRefusal("policy-device", error.what, error.where, error.todo) from None
-
-
-def _model(study: Study, weights: Weights) -> nn.Module:
-    """Return the study's model with the global weights, which must be its own and finite."""
-    model = build_model(study)
-    _check_arrays(weights, get_weights(model), ProtocolError, "the global weights are refused")
-    set_weights(model, weights)
-    return model
-
-
-def _check_arrays(arrays: Weights, like: Weights, error: type[ConsiliumError], what: str) -> None:
-    """Compare arrays with the declared ones; the same gate stands at the way in and out."""
-    if arrays.keys() != like.keys():
-        raise error(f"{what}: names differ from the study's model")
-    for name, array in arrays.items():
-        if array.dtype != np.float32 or array.shape != like[name].shape:
-            raise error(f"{what}: shape or type differs", name)
-        if not np.isfinite(array).all():
-            raise error(f"{what}: values are not finite", name)
-
-
-def _eligible(ledger: Ledger, plan: Plan, patients: PatientSet, policy: Policy) -> PatientSet:
-    """Return the patients without those who opted out or have no budget left."""
-    wanted = Wanted(plan, frozenset(patients.patients))
-    allowed = ledger.eligible(wanted, limits(policy))
-    stays = torch.tensor([p in allowed for p in patients.patients], dtype=torch.bool)
-    if bool(stays.all()):
-        return patients
-    images = stays[patients.image_patient]
-    position = stays.cumsum(0) - 1
-    return replace(
-        patients,
-        images=patients.images[images],
-        image_patient=position[patients.image_patient[images]],
-        labels=patients.labels[stays],
-        patients=tuple(p for p in patients.patients if p in allowed),
-    )
 
 
 def _spending(ledger: Ledger, study: Study) -> Spending | None:

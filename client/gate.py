@@ -1,0 +1,47 @@
+"""The gate for arrays: what comes in and what goes out has the declared names, shapes and type."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from shared.errors import ConsiliumError, ProtocolError, SiteError
+from shared.models import build_model, get_weights, set_weights
+from shared.study import Study
+from shared.transport import Weights
+
+
+def load_model(study: Study, weights: Weights) -> nn.Module:
+    """Return the study's model with the global weights.
+
+    Raises:
+        ProtocolError: The weights are not those of the study's model, or not finite.
+    """
+    model = build_model(study)
+    _check(weights, get_weights(model), ProtocolError, "the global weights are refused")
+    set_weights(model, weights)
+    return model
+
+
+def check_update(update: Weights, weights: Weights) -> None:
+    """Let an update pass only if it is what was declared and finite.
+
+    Args:
+        update: New minus global weights.
+        weights: The global weights, already checked.
+
+    Raises:
+        SiteError: It must not leave.
+    """
+    _check(update, weights, SiteError, "the update is not fit to leave")
+
+
+def _check(arrays: Weights, like: Weights, error: type[ConsiliumError], what: str) -> None:
+    """Compare arrays with the declared ones; the same gate stands at the way in and out."""
+    if arrays.keys() != like.keys():
+        raise error(f"{what}: names differ from the study's model")
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or array.shape != like[name].shape:
+            raise error(f"{what}: shape or type differs", name)
+        if not np.isfinite(array).all():
+            raise error(f"{what}: values are not finite", name)
