@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -27,6 +26,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from common import write_results
 
 from client.data.cohort import Cohort, PatientSet
 from client.data.report import DataReport
@@ -39,7 +39,6 @@ from shared.models import initial_weights
 from shared.protocol import Request
 from shared.study import Study
 
-RESULTS = Path(__file__).parent / "results" / "ledger_kills.json"
 STUDY = Study.model_validate(
     {
         "name": "kills",
@@ -161,7 +160,7 @@ def main() -> int:
     """Kill and compare; return 1 unless every comparison held."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kills", type=int, nargs="?", default=200)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="write here instead of to results/")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ledger-kills-"))
     torch.set_num_threads(1)
@@ -187,14 +186,13 @@ def main() -> int:
         "rounds_recorded": recorded(hospital),
         "updates_sent_again_instead_of_retrained": delivered.count("resent"),
         "seconds_of_a_round": round(duration, 3),
-        "command": f"python benchmarks/ledger_kills.py {options.kills}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
     }
     shutil.rmtree(folder)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(result))
+    else:
+        write_results("ledger_kills", f"python benchmarks/ledger_kills.py {options.kills}", result)
     return 0 if held == started == options.kills else 1
 
 

@@ -107,6 +107,8 @@ class Approvals:
                 f"study {digest[:12]}",
                 "`consilium site studies` lists those that were",
             ) from None
+        if study.digest != digest:
+            raise SiteError("the offered study was edited", str(path), "Delete the file")
         self.approve_study(study, by, now)
         return study
 

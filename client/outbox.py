@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from client.vault import Vault, sync_folder
 from shared.errors import SiteError
 from shared.protocol import Reply, Request
 from shared.transport import Weights
+
+SPARE_BYTES = 4 * 2**20
+"""Room that must be left besides the update, for the ledger and the logs."""
 
 
 class Kept(BaseModel):
@@ -53,6 +57,21 @@ class Outbox:
 
     def __init__(self, folder: Path, vault: Vault) -> None:
         self._folder, self._vault = folder, vault
+
+    def check_room(self, weights: Weights) -> None:
+        """Make sure that an update of the size of these weights can be kept.
+
+        Raises:
+            SiteError: The disk has too little room.
+        """
+        needed = 2 * sum(array.nbytes for array in weights.values()) + SPARE_BYTES
+        folder = self._folder if self._folder.exists() else self._folder.parent
+        if shutil.disk_usage(folder).free < needed:
+            raise SiteError(
+                "too little disk space to keep an update until the server has it",
+                str(folder),
+                f"Free at least {needed // 2**20 + 1} MiB",
+            )
 
     def put(self, parcel: Parcel) -> None:
         """Keep an answer durably.

@@ -6,7 +6,6 @@ import torch
 
 from client.privacy.budget import Limits
 from client.privacy.chain import Purpose
-from client.privacy.plans import study_delta
 from client.site import Policy
 from shared.errors import PolicyRefusal
 from shared.study import Study
@@ -34,11 +33,11 @@ def check_study(policy: Policy, study: Study) -> None:
             "Ask for a study with a smaller epsilon, or raise the limit",
         )
     if study.privacy.delta is not None:
-        _check_delta(policy, study.privacy.delta)
+        check_delta(policy, study.privacy.delta)
 
 
 def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
-    """Refuse to train on too few patients, or at too large a default delta.
+    """Refuse to train on too few patients, in all or of a class.
 
     Args:
         policy: The policy.
@@ -46,7 +45,7 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
         labels: Class index of each training patient, int64 [n_patients].
 
     Raises:
-        PolicyRefusal: `policy-cohort` or `policy-delta`.
+        PolicyRefusal: `policy-cohort`.
     """
     least = max(policy.min_patients, study.data.min_patients)
     if len(labels) < least:
@@ -66,7 +65,21 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
                 "policy.min_patients_per_class",
                 "Add patients of this class, or check the mapping of labels in site.toml",
             )
-    _check_delta(policy, study_delta(study, len(labels)))
+
+
+def check_delta(policy: Policy, delta: float) -> None:
+    """Refuse a study whose delta, given or derived from the number of patients, is too large.
+
+    Raises:
+        PolicyRefusal: `policy-delta`.
+    """
+    if delta > policy.max_delta:
+        raise PolicyRefusal(
+            "policy-delta",
+            f"the study's delta is {delta:g}, the policy allows {policy.max_delta:g}",
+            "policy.max_delta",
+            "Ask for a study with a smaller delta, or raise the limit",
+        )
 
 
 def check_day(policy: Policy, rounds_today: int) -> None:
@@ -93,13 +106,3 @@ def limits(policy: Policy) -> Limits:
     if policy.evaluation == "exact":
         waived.add("exact-evaluation")
     return Limits(policy.max_epsilon_per_patient, policy.max_delta, frozenset(waived))
-
-
-def _check_delta(policy: Policy, delta: float) -> None:
-    if delta > policy.max_delta:
-        raise PolicyRefusal(
-            "policy-delta",
-            f"the study's delta is {delta:g}, the policy allows {policy.max_delta:g}",
-            "policy.max_delta",
-            "Ask for a study with a smaller delta, or raise the limit",
-        )

@@ -116,6 +116,9 @@ def _compute(
         check_day(policy, ledger.rounds_today())
     device, model = _device(site), load_model(study, weights)
     work = plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study))
+    # What could stop the answer from being kept or logged must show before anything is spent.
+    hospital.outbox.check_room(weights)
+    hospital.log(_started_event(request, len(work.train)))
     reservations = ledger.reserve(
         work.uses(),
         limits(policy),
@@ -123,7 +126,6 @@ def _compute(
         round_number=request.round,
         attempt=request.attempt,
     )
-    hospital.log(_started_event(request, len(work.train)))
     evaluation, update = _run(hospital, study, request, work, model, weights, device)
     reply = Reply(
         study_digest=study.digest,

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from client.data.cohort import Cohort, PatientSet
-from client.policy import check_patients, limits
+from client.policy import check_delta, check_patients, limits
 from client.privacy.budget import Wanted
 from client.privacy.ledger import Ledger
-from client.privacy.plans import Plan, evaluation_plan, training_plan
+from client.privacy.plans import Plan, evaluation_plan, study_delta, training_plan
 from client.site import Policy
 from shared.study import Study
 
@@ -44,6 +44,7 @@ def plan_work(
         PolicyRefusal: Too few patients are left, or their number asks for a larger delta.
     """
     train, held_out = cohort.train, cohort.held_out
+    check_delta(policy, study_delta(study, len(train)))
     training = evaluation = None
     if task == "train":
         check_patients(policy, study, train.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -16,7 +17,7 @@ from client.data.cohort import Cohort
 from client.rounds import handle
 from client.site import Site
 from shared.accounting import Mechanism, epsilon
-from shared.errors import DataError
+from shared.errors import DataError, SiteError
 from shared.models import initial_weights
 from shared.protocol import LedgerHead, Reply
 from shared.study import Study
@@ -442,6 +443,19 @@ def test_nothing_leaves_without_an_audit_line(ward: Ward) -> None:
     (ward.home / "audit.jsonl").mkdir()
     reply, update = ward.answer(study, 1)
     assert (code(reply), update) == ("internal-error", {})
+    assert ("reserve", "train") not in ward.kinds()
+
+
+def test_a_full_disk_is_noticed_before_anything_is_spent(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    name = "no update of this size could ever be kept"
+    # Half of all the disk has, without taking memory: every number is the same one.
+    size = shutil.disk_usage(ward.home).free // 8 + 1
+    huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (size,), (0,))
+    with pytest.raises(SiteError, match="disk space"):
+        ward.hospital().outbox.check_room({name: huge})
+    ward.hospital().outbox.check_room(initial_weights(study))
 
 
 def test_the_audit_log_says_what_left_and_names_no_patient(ward: Ward) -> None:
