@@ -268,6 +268,21 @@ def test_epsilon_starts_at_nothing_and_follows_each_hospital(run: Path) -> None:
     assert "budget 8" in svg.text
 
 
+def test_all_of_a_chart_lies_between_its_axes(run: Path) -> None:
+    for name in ("auc", "epsilon"):
+        svg = chart(page_of(run), name)
+        ground = next(e for e in svg.all("line") if e.attributes["class"] == "axis")
+        left, right = (float(ground.attributes[a]) for a in ("x1", "x2"))
+        bottom = float(ground.attributes["y1"])
+        top = min(float(e.attributes["y1"]) for e in svg.all("line"))
+        assert bottom == max(
+            float(e.attributes["y1"]) for e in svg.all("line") if e.attributes["class"] == "grid"
+        )
+        for dot in svg.all("circle"):
+            assert left <= float(dot.attributes["cx"]) <= right
+            assert top <= float(dot.attributes["cy"]) <= bottom
+
+
 def test_the_tables_show_the_numbers_of_the_metrics(run: Path) -> None:
     page = page_of(run, test={"auc": 0.9123, "accuracy": 0.8, "patients": 250})
     assert rows(section(page, "Hospitals")) == [
