@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from client.site import Site, load_site
+from client.site import Compute, Policy, Section, Site, load_site
 from client.vault import Vault
 from shared import pki
 from shared.errors import SiteError
@@ -22,8 +24,8 @@ def create_site(
     columns: dict[str, str] | None = None,
     values: dict[str, str] | None = None,
     without_patient_id: str = "refuse",
-    policy: dict[str, float | bool | str] | None = None,
-    compute: dict[str, float | str] | None = None,
+    policy: Mapping[str, object] | None = None,
+    compute: Mapping[str, object] | None = None,
 ) -> Site:
     """Make a site's home: node key, vault key, the coordinator's public files, `site.toml`.
 
@@ -79,8 +81,8 @@ def _site_toml(
     columns: dict[str, str],
     values: dict[str, str],
     without_patient_id: str,
-    policy: dict[str, float | bool | str],
-    compute: dict[str, float | str],
+    policy: Mapping[str, object],
+    compute: Mapping[str, object],
 ) -> str:
     return f"""# Settings of this hospital's node. [policy] outranks any setting of the server.
 name = {_toml(name)}
@@ -101,16 +103,32 @@ without_patient_id = {_toml(without_patient_id)}  # or "image-is-patient"
 [data.values]               # label value in the table = class in the study
 {_lines(values)}
 
-[policy]
-{_lines(policy)}
+[policy]                    # lines behind a # show the defaults
+{_settings(Policy, policy)}
 
 [compute]
-{_lines(compute)}
+{_settings(Compute, compute)}
 """
 
 
-def _lines(values: dict[str, str] | dict[str, float | bool | str] | dict[str, float | str]) -> str:
-    return "\n".join(f"{_toml(key)} = {_toml(value)}" for key, value in values.items())
+def _lines(values: Mapping[str, object]) -> str:
+    return "\n".join(f"{_key(key)} = {_toml(value)}" for key, value in values.items())
+
+
+def _settings(section: type[Section], given: Mapping[str, object]) -> str:
+    """Return every setting of a section: those given, and the defaults as comments."""
+    lines = []
+    for name, field in section.model_fields.items():
+        value = given.get(name, field.default)
+        sign = "" if name in given else "# "
+        meaning = f"  # {field.description}" if field.description else ""
+        shown = '"2030-12-31"' if value is None else _toml(value)
+        lines.append(f"{sign}{name} = {shown}{meaning}")
+    return "\n".join(lines)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
 
 
 def _toml(value: object) -> str:
