@@ -130,7 +130,8 @@ def to_dicom(image: Pixels, scanner: Scanner, exam: Exam) -> Dataset:
     bits = scanner.bits if grey else 8
     data.set_pixel_data(stored, photometric, bits, generate_instance_uid=False)
     if scanner.syntax == RLELossless:
-        data.compress(RLELossless, encoding_plugin="gdcm", generate_instance_uid=False)
+        # The encoder of python-gdcm is faster, but ends the process at an odd number of pixels.
+        data.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
     return data
 
 
