@@ -10,13 +10,20 @@ from torch import nn
 from torch.nn import functional
 
 from shared.errors import StudyError
+from shared.models.front import contrast_channels
 from shared.study import AttentionModel
 
 MOST_TOKENS = 36**2
 
+_LARGEST_GRID = 8  # places a side that the head reads
+
 
 class Attention(nn.Module):
     """A small vision transformer (Dosovitskiy et al. 2021) of layers Opacus knows.
+
+    It sees each image in contrast channels, cut into patches that overlap by 2/7 of their side
+    at each edge. The head reads every place by itself, of at most 8 by 8: a mean over all
+    patches learns slowly under clipped, noised gradients.
 
     Args:
         plan: Side of the patches, width, depth and heads.
@@ -30,8 +37,9 @@ class Attention(nn.Module):
 
     def __init__(self, plan: AttentionModel, size: int, channels: int, classes: int) -> None:
         super().__init__()
-        self.patch = plan.patch
-        self.tokens = (size // plan.patch) ** 2
+        self.patch, self.overlap = plan.patch, 2 * plan.patch // 7
+        self.side = size // plan.patch
+        self.tokens = self.side**2
         if self.tokens > MOST_TOKENS:
             raise StudyError(
                 f"patches of {plan.patch} pixels cut an image of {size} into {self.tokens}; the "
@@ -39,18 +47,21 @@ class Attention(nn.Module):
                 "model.patch",
                 f"Choose at least {math.ceil(size / math.isqrt(MOST_TOKENS))}, a divisor of {size}",
             )
-        self.embed = nn.Linear(channels * plan.patch**2, plan.width)
+        values = 2 * channels * (plan.patch + 2 * self.overlap) ** 2
+        self.embed = nn.Sequential(_norm(values), nn.Linear(values, plan.width))
         self.positions = nn.Embedding(self.tokens, plan.width)
         self.blocks = nn.ModuleList(Block(plan.width, plan.heads) for _ in range(plan.depth))
-        self.norm = nn.LayerNorm(plan.width)
-        self.head = nn.Linear(plan.width, classes)
+        self.norm = _norm(plan.width)
+        self.pool = nn.AdaptiveAvgPool2d(min(self.side, _LARGEST_GRID))
+        self.head = nn.Linear(plan.width * min(self.side, _LARGEST_GRID) ** 2, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [b, classes] of images [b, channels, size, size] in [-1, 1]."""
         x = self._embedded(images)
         for block in self.blocks:
             x = block(x)
-        return cast(torch.Tensor, self.head(self.norm(x).mean(dim=1)))
+        places = self.norm(x).transpose(1, 2).unflatten(2, (self.side, self.side))
+        return cast(torch.Tensor, self.head(self.pool(places).flatten(1)))
 
     @torch.no_grad()
     def attention_map(self, images: torch.Tensor) -> torch.Tensor:
@@ -68,7 +79,12 @@ class Attention(nn.Module):
         return torch.stack(maps, dim=1)
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
-        patches = functional.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+        patches = functional.unfold(
+            contrast_channels(images),
+            self.patch + 2 * self.overlap,
+            stride=self.patch,
+            padding=self.overlap,
+        ).transpose(1, 2)
         # Expanded to the batch: a bare range would make one gradient of all images together.
         index = torch.arange(self.tokens, device=images.device).expand(len(images), -1)
         return cast(torch.Tensor, self.embed(patches) + self.positions(index))
@@ -79,10 +95,10 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.before = nn.LayerNorm(width)
+        self.before = _norm(width)
         self.attention = SelfAttention(width, heads)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            _norm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -116,3 +132,7 @@ class SelfAttention(nn.Module):
         b, tokens, width = x.shape
         joint = cast(torch.Tensor, self.query_key_value(x))
         return joint.view(b, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-3)

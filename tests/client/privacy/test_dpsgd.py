@@ -129,7 +129,7 @@ def test_no_patient_moves_the_sum_by_more_than_the_clip(model: nn.Module) -> Non
     assert 0.0099 < moved <= 0.01
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("physical", [1, 2, 100])
 def test_a_patient_without_a_finite_gradient_contributes_nothing(
     model: nn.Module, poison: float, physical: int

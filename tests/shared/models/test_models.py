@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from client.privacy.dpsgd import per_image_gradients
 from shared.errors import StudyError
 from shared.models import MODELS, build_model, get_weights, initial_weights, set_weights
 from shared.models.attention import Attention
+from shared.models.front import contrast_channels
 from shared.models.layers import StandardisedConv2d
 from shared.study import Study
 
@@ -37,7 +39,7 @@ def test_default_models_are_small_and_take_every_size(name: str, size: int) -> N
 
 @pytest.mark.parametrize("plan", [{"widths": [8, 12]}, {"widths": [4, 8, 16]}, {"hidden": 0}])
 def test_the_cnn_follows_its_plan(plan: dict[str, object]) -> None:
-    model = build_model(make_study("cnn", **plan))
+    model = build_model(make_study("cnn", **{"widths": [16, 32, 64]} | plan))
     widths = [m.out_channels for m in model.modules() if isinstance(m, StandardisedConv2d)]
     assert widths == plan.get("widths", [16, 32, 64])
     assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 3)
@@ -67,6 +69,24 @@ def test_an_images_logits_do_not_depend_on_the_others(name: str) -> None:
     assert together.std(dim=0).min() > 1e-3, "the logits do not depend on the image"
 
 
+@pytest.mark.parametrize("size", [28, 56, 224])
+def test_contrast_channels_do_not_depend_on_exposure(size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
+    images = functional.interpolate(images, size=size, mode="bicubic") * 2 - 1
+    seen = contrast_channels(images)
+    assert seen.shape == (3, 2, size, size)
+    assert torch.allclose(seen[:, 0].mean(dim=(1, 2)), torch.zeros(3).double(), atol=1e-9)
+    assert torch.allclose(seen[:, 0].std(dim=(1, 2)), torch.ones(3).double(), rtol=1e-2)
+    assert torch.allclose(contrast_channels(images + 0.3), seen, atol=1e-9)
+    duller = contrast_channels(0.7 * images)
+    assert (duller[:, 0] - seen[:, 0]).abs().max() < 0.02
+    assert torch.corrcoef(torch.stack([duller[:, 1].flatten(), seen[:, 1].flatten()]))[0, 1] > 0.99
+    brighter_left = images + torch.linspace(0.5, 0, size).double()
+    change = (contrast_channels(brighter_left) - seen).square().mean(dim=(0, 2, 3))
+    assert change[1] < 0.1 * change[0], "a slow change of brightness shows in the local contrast"
+
+
 def test_filters_are_standardised() -> None:
     layer = StandardisedConv2d(3, 8, 5).double()
     weight, _ = layer.standardised()
@@ -80,7 +100,7 @@ def test_filters_are_standardised() -> None:
 
 
 def test_the_attention_map_is_the_attention_used() -> None:
-    model = stirred("attention")
+    model = stirred("attention", patch=7, width=48, depth=2, heads=4)
     assert isinstance(model, Attention)
     images = torch.randn(2, 1, 28, 28, dtype=torch.float64)
     maps = model.attention_map(images)
@@ -151,9 +171,9 @@ def test_weights_of_another_model_are_refused_whole(fault: str) -> None:
     assert all(np.array_equal(a, before[n]) for n, a in get_weights(model).items())
 
 
-def stirred(name: str) -> torch.nn.Module:
+def stirred(name: str, **plan: object) -> torch.nn.Module:
     """A model in float64 whose last layer is no longer zero."""
-    model = build_model(make_study(name)).double().eval()
+    model = build_model(make_study(name, **plan)).double().eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
