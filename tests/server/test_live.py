@@ -277,6 +277,26 @@ def test_a_failure_of_an_earlier_attempt_is_not_the_end_of_this_one(
         assert view.state.error == "y"
 
 
+def test_the_view_of_a_run_of_the_real_round_loop(world: Any) -> None:
+    refusing = world.sites[2]
+    refusing.answer = lambda request, weights, time: refusing.refuse(request, "policy-epsilon")
+    world.run()
+    screen = io.StringIO()
+    with LiveView(world.run_dir, world.study, NAMES, Console(file=screen, width=200)) as view:
+        state = view.state
+    assert (state.finished, state.error) == (True, "")
+    assert {name: site.doing for name, site in state.hospitals.items()} == {
+        "Ashford": "done",
+        "Brook": "refused",
+        "Castle": "done",
+    }
+    assert state.hospitals["Brook"].why == "policy-epsilon"
+    assert state.hospitals["Castle"].epsilon == 2.0
+    assert state.hospitals["Castle"].took == pytest.approx(2.0, abs=1)
+    assert state.auc.value is not None
+    assert "closing evaluation finished" in screen.getvalue()
+
+
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from server.charts import nice_ticks
 from server.report import write_report
+from server.report_tables import MEASURES
 from shared.errors import ConsiliumError, CoordinatorError
 from shared.study import Study, parse_study
 
@@ -529,6 +530,33 @@ def test_no_run_folder_can_break_the_page(
         e.attributes.get(a, "") for e in elements(page) for a in ("points", "cx", "cy", "y1", "x1")
     )
     assert not re.search("nan|inf", numbers)
+
+
+def test_the_page_of_a_run_of_the_real_round_loop(world: Any) -> None:
+    refusing = world.sites[2]
+    refusing.answer = lambda request, weights, time: refusing.refuse(request, "policy-epsilon")
+    world.run()
+    page = page_of(world.run_dir)
+    card = json.loads((world.run_dir / "model-card.json").read_text())
+    assert "The run is finished." in page.text
+    shown = {row[0]: row for row in rows(section(page, "Hospitals"))}
+    for name, record in card["sites"].items():
+        assert shown[name][1:6] == [
+            str(record["patients"]),
+            str(record["rounds"]),
+            f"{record['epsilon']:.3f}",
+            "8",
+            "1e-5",
+        ]
+    assert shown["Brook"][2] == "0"
+    assert shown["Brook"][-1] == "closing: refused, its policy allows less epsilon"
+    measured = {row[0]: row[1] for row in rows(section(page, "Final metrics"))}
+    assert measured["AUC (area under the ROC curve)"] == f"{card['closing']['auc']:.4f}"
+    assert measured["Brier score"] == f"{card['closing']['brier']:.4f}"
+    assert set(card["closing"]) >= set(MEASURES) - {"accuracy", "patients"}
+    assert [row[2][:6] for row in rows(section(page, "Rounds"))] == ["2 of 3"] * 4
+    joint = read_off(chart(page, "auc"))[-2]
+    assert [x for x, _ in joint] == pytest.approx([0, 1, 2, 3])
 
 
 def test_an_invalid_plan_is_an_error(run: Path) -> None:
