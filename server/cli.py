@@ -18,7 +18,7 @@ from shared.errors import CoordinatorError, StudyError
 from shared.study import Study, load_study
 
 if TYPE_CHECKING:
-    from server.explain import SiteNoise
+    from shared.explain import SiteNoise
 
 app = typer.Typer(help="For the coordinator: plan, run and report studies.", no_args_is_help=True)
 app.add_typer(operate.app)
@@ -48,7 +48,7 @@ def check(
 
     Example: consilium server check study.toml --patients 250
     """
-    from server.explain import EXAMPLE_SITES, explain_study, parameters, site_noise
+    from shared.explain import EXAMPLE_SITES, explain_study, parameters, site_noise
 
     plan = load_study(study)
     noise = [site_noise(plan, n) for n in patients or EXAMPLE_SITES] if plan.privacy.enabled else []
@@ -130,7 +130,7 @@ def report(
 
 
 def _print_study(plan: Study) -> None:
-    from server.explain import study_topics
+    from shared.explain import study_topics
 
     console = Console(highlight=False)
     console.print(Text(f"Study {plan.name}", style="bold"))

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from server.explain import BEARABLE, training_noise, verdict
 from shared.errors import StudyError
+from shared.explain import BEARABLE, training_noise, verdict
 from shared.study import Study, parse_study
 
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]

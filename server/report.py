@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 from server.charts import Chart, draw, sample
-from server.explain import NO_PRIVACY, study_topics
 from server.files import write_atomically
 from server.history import Estimate, History, number, read_history
 from server.markup import Html, element, join
@@ -23,6 +22,7 @@ from server.report_tables import (
     rounds_table,
     set_aside_table,
 )
+from shared.explain import NO_PRIVACY, study_topics
 
 TestResult = Mapping[str, float | int | None]
 """Measures on the test set: `auc`, `accuracy`, `patients`, and others, by name."""

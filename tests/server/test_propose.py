@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.explain import BEARABLE, training_noise, verdict
 from server.propose import (
     ATTENTION_PATIENTS,
     FEWEST,
@@ -27,6 +26,7 @@ from server.propose import (
     study_name,
 )
 from shared.errors import StudyError
+from shared.explain import BEARABLE, training_noise, verdict
 from shared.study import Study, load_study, parse_study
 
 

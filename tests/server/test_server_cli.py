@@ -12,8 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from server.cli import app
-from server.explain import explain_study, site_noise
 from shared.errors import ConsiliumError, CoordinatorError, StudyError
+from shared.explain import explain_study, site_noise
 from shared.study import Study, load_study
 
 STUDY = """

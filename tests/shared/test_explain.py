@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from server.explain import (
+from shared.explain import (
     certainty,
     explain_study,
     parameters,
