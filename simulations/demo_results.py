@@ -41,9 +41,7 @@ def finish(
 ) -> None:
     """Leave model, card, metrics and report in `out`, and print what came of it."""
     test = _test(options, folders[-1], work, study, run)
-    card = read_card(run).model_copy(
-        update={"test_auc": test["auc"], "test_metrics": dict(test)}
-    )
+    card = read_card(run).model_copy(update={"test_auc": test["auc"], "test_metrics": dict(test)})
     write_card(run, card)
     for name in (*RESULTS, "model-card.json"):
         shutil.copyfile(run / name, out / name)
