@@ -70,6 +70,7 @@ def opt_out(
 ) -> None:
     """Take a patient out of every round from the next on; what was spent stays charged."""
     from client.audit import Event
+    from client.data.labels import read_labels
     from client.hospital import open_hospital
 
     hospital = open_hospital(home)
@@ -77,6 +78,10 @@ def opt_out(
         ledger.opt_out(hospital.vault.pseudonym(patient))
     hospital.log(Event(event="patient-opted-out", by=by))
     typer.echo("The patient takes part in no further round.")
+    source = hospital.site.config.data
+    rows = read_labels(hospital.site.resolve(source.labels), source.columns)
+    if all(row.patient != patient for row in rows):
+        typer.echo("But the labels table has no such patient: check the spelling.", err=True)
 
 
 @ledger_app.command("verify")
