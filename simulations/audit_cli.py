@@ -1,0 +1,81 @@
+"""The command group `consilium privacy`: put the privacy claim to the test."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from simulations.audit.report import AuditReport
+
+app = typer.Typer(help="Put the privacy claim to the test.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Put the privacy claim to the test."""
+
+
+@app.command()
+def audit(
+    epsilon: Annotated[float, typer.Option(min=0.01, max=50, help="the claim")] = 8.0,
+    delta: Annotated[float, typer.Option(min=1e-9, max=1e-3, help="the claim")] = 1e-5,
+    canaries: Annotated[
+        int, typer.Option(min=32, max=4096, help="patients a coin is thrown for")
+    ] = 1024,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="rounds of the study")] = 48,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="steps of a round")] = 1,
+    sampling_rate: Annotated[
+        float, typer.Option(min=0.01, max=1, help="chance to be in a step's lot")
+    ] = 0.5,
+    seed: Annotated[
+        int | None, typer.Option(help="repeat an audit; default: the hospital's own randomness")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Attack one private training with canary patients, and bound its epsilon from below.
+
+    The training is the hospitals' own code. Ends with status 1 if a finding contradicts the
+    claim. No finding proves no claim: a bound below the claim is what a sound system shows.
+
+    Example: consilium privacy audit --epsilon 1
+    """
+    from client.privacy.stream import OsStream
+    from simulations.audit.canaries import AuditPlan
+    from simulations.audit.report import audit as run_audit
+    from simulations.seeded import SeededStream
+
+    plan = AuditPlan(epsilon, delta, canaries, rounds, steps, sampling_rate)
+    seeded = None if seed is None else SeededStream(seed, "privacy audit")
+    report = run_audit(plan, OsStream, seeded)
+    if as_json:
+        typer.echo(json.dumps(report.record(), indent=2))
+    else:
+        _print(report)
+    raise typer.Exit(1 if report.findings else 0)
+
+
+def _print(report: AuditReport) -> None:
+    plan, attack, bound = report.plan, report.attack, report.attack.bound
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"Claim: epsilon {plan.epsilon:g} at delta {plan.delta:g} per patient")
+    console.print(
+        f"Training: {plan.rounds} rounds of {plan.steps} step(s), sampling rate "
+        f"{plan.sampling_rate:g}, noise multiplier {attack.noise_multiplier:.3f}"
+    )
+    console.print(
+        f"Canaries: {plan.canaries}, of which {attack.included} were included; "
+        f"{bound.right} of {bound.guesses} guesses right"
+    )
+    console.print(f"Epsilon is at least {bound.epsilon:.2f} (95 % confidence)")
+    console.print(f"The most that {plan.canaries} canaries could show: {attack.largest:.2f}")
+    worst = max(abs(z) for z in report.lots.deviations.values())
+    console.print(f"Lots: largest deviation {worst:.1f} sigma, limit {report.lots.limit:.1f}")
+    console.print(f"Replay: {'none' if report.replay.unpredictable else 'possible'}")
+    for finding in report.findings:
+        console.print(f"[red]Finding:[/red] {finding}")
+    if not report.findings:
+        console.print("Nothing found that contradicts the claim.")
