@@ -221,8 +221,8 @@ def _privacy(study: Study) -> list[tuple[str, str]]:
             "How it is done",
             f"in each step a patient's influence is cut to a fixed size "
             f"({study.privacy.clip:g}), whatever the number of images, of which at most "
-            f"{study.privacy.images_per_patient} are used; then noise is added that hides "
-            "any one patient. The noise is set for all "
+            f"{study.privacy.images_per_patient} are used; then noise is added that blurs what "
+            "any one patient can change. The noise is set for all "
             f"{study.total_steps:,} steps of the study"
             + (f", {_many(spare, 'spare round')} for repeats included" if spare else "")
             + ". A ledger at the hospital records what is spent and ends the hospital's part "
