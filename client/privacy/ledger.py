@@ -244,7 +244,7 @@ class Ledger:
         return max(lost, key=lambda head: head.entries, default=None)
 
     def claim(self, head: LedgerHead | None) -> None:
-        """Remember a head seen elsewhere; training stops until its loss was charged for."""
+        """Remember a head seen elsewhere, until (None) its loss was charged for."""
         self._store.set_anchor(self._store.anchor.model_copy(update={"claimed": head}))
 
     def adopt(self, wanted: Sequence[Wanted]) -> None:
@@ -267,9 +267,7 @@ class Ledger:
                 left = use.plan.uses - uses_of(held.entries, use.plan.study, use.plan.purpose)
                 if left > 0 and use.patients:
                     _charge(held, use, Entry(kind="reserve", run=RECOVERED, uses=left))
-        confirmed = lost or self._store.anchor.confirmed
-        update = {"confirmed": confirmed, "claimed": None}
-        self._store.set_anchor(self._store.anchor.model_copy(update=update))
+        self.claim(None)
 
 
 def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:

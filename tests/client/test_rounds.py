@@ -199,6 +199,15 @@ def test_the_same_request_again_is_resent_at_no_cost(ward: Ward) -> None:
     assert ward.loads == 1
 
 
+def test_an_answer_from_other_global_weights_is_not_sent_again(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    ward.ask(study, 1)
+    others = {name: array + 1 for name, array in initial_weights(study).items()}
+    assert not ward.ask(study, 1, weights=others).resent
+    assert ward.kinds().count(("reserve", "train")) == 2
+
+
 def test_an_update_kept_but_not_committed_is_sent_and_committed(ward: Ward) -> None:
     study = ward.study()
     ward.approve(study)

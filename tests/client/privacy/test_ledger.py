@@ -246,7 +246,15 @@ def test_reserving_is_all_or_nothing(path: Path) -> None:
         with pytest.raises(PolicyRefusal):
             ledger.reserve([Wanted(plan(), ANN_BOB), poor], LIMITS, run="run", round_number=1)
         assert [e.kind for e in ledger.entries()] == ["start"]
-        train(ledger, 1)  # the cohort of the refused try is written anew
+
+
+def test_a_transaction_that_fails_half_way_leaves_nothing_behind(path: Path) -> None:
+    impossible = Wanted(plan(purpose="evaluate", spares=-1), people("kim"))
+    with Ledger(path, VAULT) as ledger:
+        with pytest.raises(LedgerError):
+            ledger.reserve([Wanted(plan(), ANN_BOB), impossible], LIMITS, run="r", round_number=1)
+        assert [e.kind for e in ledger.entries()] == ["start"]
+        train(ledger, 1)  # the patients of the failed try are written anew
 
 
 def test_who_opted_out_is_not_charged_again(path: Path) -> None:

@@ -26,11 +26,9 @@ PLANS = {
     name: Plan(name * 64, "train", noise, 1.0, 1, uses, 1, 50.0, DELTA)
     for name, noise, uses in (("a", 4.0, 4), ("b", 2.0, 3))
 }
-WHOLE = {
-    name: epsilon([Mechanism(p.noise_multiplier, 1, p.uses)], DELTA) for name, p in PLANS.items()
-}
+MECHANISMS = [Mechanism(p.noise_multiplier, 1, p.uses) for p in PLANS.values()]
 # Room for either study and for part of the other.
-LIMIT = max(WHOLE.values()) + 0.6 * min(WHOLE.values())
+LIMIT = (max(epsilon([m], DELTA) for m in MECHANISMS) + epsilon(MECHANISMS, DELTA)) / 2
 
 
 class Ledgers(RuleBasedStateMachine):
