@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -50,10 +51,12 @@ def init(
 
 @app.command()
 def start(home: Home) -> None:
-    """Run the server until Ctrl-C."""
+    """Run the server until Ctrl-C or SIGTERM."""
     from server.link import run_in_foreground
 
     server = ServerHome(home)
+    # Otherwise SIGTERM would end this process alone and leave the SuperLink on its ports.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     typer.echo(f"Starting on {server.settings.fleet}; log: {home / 'superlink.log'}")
     raise typer.Exit(run_in_foreground(server))
 
