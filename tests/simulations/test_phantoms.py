@@ -200,8 +200,7 @@ def tags(shot: Shot) -> list[float]:
         if element.keyword in ("PixelData", "PatientAge"):
             continue
         if element.VR in ("UI", "LO", "PN", "CS", "SH"):
-            text = str(element.value).encode()
-            values += [len(text), int.from_bytes(text[-6:], "big"), text[0] if text else -1]
+            values += str(element.value).encode()[:48].ljust(48)
         elif element.VR in ("US", "SS", "IS", "DS", "UL") and element.VM == 1:
             values.append(float(element.value))
     age = shot.data.get("PatientAge")
@@ -210,11 +209,12 @@ def tags(shot: Shot) -> list[float]:
 
 def test_no_tag_size_or_order_tells_the_label(shots: dict[str, list[Shot]]) -> None:
     trees = RandomForestClassifier(60, min_samples_leaf=10, random_state=0)
-    for name in ("hospital-1", "test"):
+    for name in ("hospital-1", "hospital-2"):
         own = shots[name]
         lines = [tags(shot) for shot in own]
         assert len({len(line) for line in lines}) == 1
-        features = np.column_stack([np.array(lines), counts(own)])
+        every = np.column_stack([np.array(lines), counts(own)])
+        features = every[:, every.std(0) > 0]
         assert auc(features, own, linear()) < 0.6
         assert auc(features, own, trees) < 0.6
 
