@@ -1,24 +1,17 @@
-"""One round of local training: steps on random lots of patients, private or not, in place."""
+"""One round of local training: steps on random lots of patients, in place."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from client.augment import augment, draw_views, is_active
 from client.data.cohort import PatientSet
-from client.privacy.dpsgd import (
-    Batch,
-    add_noise,
-    clipped_sum,
-    per_image_gradients,
-    weighted_loss,
-)
+from client.privacy.dpsgd import Batch, add_noise, clipped_sum, per_image_gradients
 from client.privacy.sampler import Lot, draw_lot
 from client.privacy.stream import RandomStream
 from shared.errors import DataError, SiteError
@@ -40,11 +33,11 @@ def train_round(
 ) -> None:
     """Train the model in place for the study's `local_steps` of one round.
 
-    With privacy each step is one Poisson-subsampled Gaussian mechanism with the patient as unit
-    (Abadi et al. 2016); an empty lot is a step of noise alone. The noised sum is divided by the
-    expected lot and by the clipping norm C, so that the learning rate does not depend on C (De et
-    al. 2022). Without privacy the lots are the same, the gradient is the mean over the lot's
-    patients, and an empty lot does nothing. The optimiser starts afresh each round: a site
+    Each step is one Poisson-subsampled Gaussian mechanism with the patient as unit (Abadi et al.
+    2016); an empty lot is a step of noise alone. The noised sum is divided by the expected lot
+    and by the clipping norm C, so that the learning rate does not depend on C (De et al. 2022).
+    Without privacy everything is the same but the noise: clipped gradients train as well, and
+    one learning rate serves every epsilon. The optimiser starts afresh each round: a site
     remembers nothing between rounds.
 
     Args:
@@ -64,14 +57,13 @@ def train_round(
     """
     if len(patients) == 0:
         raise DataError("there is no patient to train on", todo="Check the site's data report")
-    private = study.privacy.enabled
-    if private and not 0 < noise_multiplier < math.inf:
+    plan, clip = study.training, study.privacy.clip
+    if study.privacy.enabled and not 0 < noise_multiplier < math.inf:
         raise ValueError("private training needs noise")
     log.info("training on %s", device)
     model.to(device).train()
-    plan = study.training
     optimiser = _optimiser(model, plan)
-    with per_image_gradients(model) if private else nullcontext(model) as watched:
+    with per_image_gradients(model) as watched:
         for step in range(plan.local_steps):
             done = (round_number - 1) * plan.local_steps + step
             _set_learning_rate(optimiser, study, done)
@@ -83,13 +75,13 @@ def train_round(
                 study.privacy.images_per_patient,
             )
             batches = lot_batches(patients, lot, study, stream, watched, physical_batch)
-            if private:
-                total = clipped_sum(watched, batches, study.privacy.clip)
-                add_noise(total, stream, noise_multiplier * study.privacy.clip)
-                lot_size = plan.sampling_rate * len(patients)
-                _step(optimiser, model, total, lot_size * study.privacy.clip)
-            elif len(lot.patients):
-                _step(optimiser, model, plain_sum(model, batches), len(lot.patients))
+            total = clipped_sum(watched, batches, clip)
+            if study.privacy.enabled:
+                add_noise(total, stream, noise_multiplier * clip)
+            expected = plan.sampling_rate * len(patients)
+            for parameter, gradient in zip(model.parameters(), total, strict=True):
+                parameter.grad = (gradient / (expected * clip)).to(parameter.dtype)
+            optimiser.step()
     model.to("cpu").eval().zero_grad(set_to_none=True)
 
 
@@ -129,14 +121,6 @@ def lot_batches(
             _move(weights[part].to(parameter.dtype), parameter),
             owner[part],
         )
-
-
-def plain_sum(model: nn.Module, batches: Iterable[Batch]) -> list[torch.Tensor]:
-    """Sum the patients' gradients without clipping: training without privacy."""
-    model.zero_grad(set_to_none=True)
-    for batch in batches:
-        torch.autograd.backward(weighted_loss(model, batch))
-    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
 
 
 @torch.no_grad()
@@ -210,15 +194,3 @@ def _set_learning_rate(optimiser: torch.optim.Optimizer, study: Study, done: int
         part = (1 + math.cos(math.pi * min(done / whole, 1))) / 2
     for group in optimiser.param_groups:
         group["lr"] = plan.learning_rate * part
-
-
-def _step(
-    optimiser: torch.optim.Optimizer,
-    model: nn.Module,
-    total: list[torch.Tensor],
-    divisor: float,
-) -> None:
-    """Take one step along the sum of gradients over a divisor."""
-    for parameter, gradient in zip(model.parameters(), total, strict=True):
-        parameter.grad = (gradient / divisor).to(parameter.dtype)
-    optimiser.step()
