@@ -72,6 +72,8 @@ def _print(report: AuditReport) -> None:
     )
     console.print(f"Epsilon is at least {bound.epsilon:.2f} (95 % confidence)")
     console.print(f"The most that {plan.canaries} canaries could show: {attack.largest:.2f}")
+    if attack.largest <= plan.epsilon:
+        console.print("Too few to contradict this claim: most faults show better at a smaller one")
     worst = max(abs(z) for z in report.lots.deviations.values())
     console.print(f"Lots: largest deviation {worst:.1f} sigma, limit {report.lots.limit:.1f}")
     console.print(f"Replay: {'none' if report.replay.unpredictable else 'possible'}")

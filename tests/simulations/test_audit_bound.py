@@ -32,6 +32,7 @@ def test_without_delta_it_is_the_binomial_tail_of_mpmath(
     assert p_value(2000, guesses, right, epsilon, 0.0) == pytest.approx(float(tail), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_with_delta_it_is_the_papers_formula_in_exact_fractions(data: st.DataObject) -> None:
     guesses = data.draw(st.integers(1, 24))
