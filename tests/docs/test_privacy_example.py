@@ -40,7 +40,9 @@ def test_the_example_study_means_the_noise_the_page_states() -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     study = parse_study(tomllib.loads(text), "docs/privacy.md")
     noise = site_noise(study, 1000)
-    assert noise.noise_multiplier == pytest.approx(stated(r'"noise_multiplier": ([\d.]+)'), abs=5e-5)
+    assert noise.noise_multiplier == pytest.approx(
+        stated(r'"noise_multiplier": ([\d.]+)'), abs=5e-5
+    )
     assert noise.count_noise == pytest.approx(stated(r'"count_noise": ([\d.]+)'), abs=5e-5)
     assert (study.total_steps, study.evaluations) == (55, 12)
 

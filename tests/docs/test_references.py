@@ -1,0 +1,168 @@
+"""The documents name every setting with its default, commands that exist, and real messages."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from annotated_types import Ge, Gt, Le, Lt
+from click import Command, Group
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from client.data.labels import parse_labels
+from client.site import Columns, SiteConfig
+from shared.protocol import RefusalCode, Reply, ScoreHistogram, Spending
+from shared.study import Study
+from simulations.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Return the rows of all tables whose first cell is one `key`, by that key."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if match := re.match(r"\| `([\w.]+)` \|(.*)\|$", line):
+            assert match[1] not in found, f"{match[1]} is described twice"
+            found[match[1]] = [cell.strip() for cell in match[2].split(" | ")]
+    return found
+
+
+def reference(text: str) -> dict[str, list[str]]:
+    """Return the rows of the page's reference table, which is headed key, default, range."""
+    _, _, table = text.partition("| key | default | range | meaning |")
+    return rows(table.split("\n\n")[0])
+
+
+def settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        inner = [m for m in parts(field.annotation) if issubclass(m, BaseModel)]
+        for part in inner:
+            yield from settings(part, f"{prefix}{name}.")
+        if not inner:
+            yield f"{prefix}{name}", field
+
+
+def parts(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return [annotation]
+    return [part for each in typing.get_args(annotation) for part in parts(each)]
+
+
+def written(field: FieldInfo) -> str:
+    """Return a default as the documents write it: as in TOML."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None or value == {}:
+        return "unset" if value is None else "empty"
+    if isinstance(value, bool | str | tuple):
+        return f"`{json.dumps(value)}`"
+    return f"`{value:g}`" if isinstance(value, int | float) else f'`"{value}"`'
+
+
+@pytest.mark.parametrize(("name", "model"), [("coordinator", Study), ("hospital", SiteConfig)])
+def test_every_setting_is_described_with_its_default_and_range(
+    name: str, model: type[BaseModel]
+) -> None:
+    described = reference(page(f"{name}.md"))
+    # Both models have a `name`; the table describes it once.
+    assert described.keys() == {key for key, _ in settings(model)}
+    defaults: dict[str, list[str]] = {}
+    for key, field in settings(model):
+        defaults.setdefault(key, []).append(written(field))
+        limits = [m for m in field.metadata if type(m) in BOUNDS]
+        bounds = [getattr(m, n) for m in limits for n in m.__slots__]
+        for bound in bounds:
+            assert re.search(rf"(?<![\d.]){bound:g}(?![\d.])", described[key][1]), (key, bound)
+    for key, (default, *_) in described.items():
+        assert default in defaults[key], key
+
+
+BOUNDS = {Ge, Gt, Le, Lt}
+
+
+def commands(command: Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Command]]:
+    if isinstance(command, Group):
+        for name, child in command.commands.items():
+            yield from commands(child, (*words, name))
+    yield " ".join(words), command
+
+
+def test_every_command_in_the_documents_exists_with_its_options() -> None:
+    known = dict(commands(typer.main.get_command(app)))
+    named = set()
+    for path in PAGES:
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^    +|`)consilium ([^`\n]*)", text, re.MULTILINE):
+            words = re.findall(r"^(?:[a-z-]+ ?)+", line.split(" --")[0])
+            tried = words[0].split() if words else []
+            while tried and " ".join(tried) not in known:
+                tried.pop()  # an argument
+            command = known[" ".join(tried)]
+            assert tried, f"{path.name}: consilium {line}"
+            assert not isinstance(command, Group), f"{path.name}: consilium {line}"
+            options = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+            assert set(re.findall(r"--[a-z-]+", line)) <= options, f"{path.name}: {line}"
+            named.add(" ".join(tried))
+    everything = {name for name, command in known.items() if not isinstance(command, Group)}
+    assert everything - named <= {"demo", "version"} | SIMULATED
+
+
+SIMULATED = {name for name, _ in commands(typer.main.get_command(app)) if name[:8] == "simulate"}
+
+
+def test_the_labels_example_can_be_read_with_the_settings_beside_it() -> None:
+    text = page("hospital.md")
+    (table,) = re.findall(r"^    Datei;.*\n(?:    .*\n)+", text, re.MULTILINE)
+    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    data = tomllib.loads(toml)["data"]
+    content = "".join(line.strip() + "\n" for line in table.splitlines()).encode()
+    found = parse_labels(content, Columns.model_validate(data["columns"]), "docs")
+    assert [(row.patient, data["values"][row.label]) for row in found] == [
+        ("4711", "normal"),
+        ("4711", "normal"),
+        ("4712", "opacity"),
+    ]
+
+
+def test_all_that_may_leave_is_listed() -> None:
+    _, _, after = page("hospital.md").partition("## What may leave the building")
+    listed = set(re.findall(r"`([\w]+)", after.split("\n## ")[0]))
+    names = {name for model in (Reply, Spending, ScoreHistogram) for name in model.model_fields}
+    assert names <= listed
+
+
+def test_every_refusal_code_is_explained_to_the_coordinator() -> None:
+    assert set(typing.get_args(RefusalCode)) <= set(
+        re.findall(r"`([a-z-]+)`", page("coordinator.md"))
+    )
+
+
+def test_every_message_of_the_troubleshooting_table_is_in_the_program() -> None:
+    _, _, table = page("hospital.md").partition("## Troubleshooting")
+    source = " ".join(path.read_text() for path in sorted((ROOT / "client").rglob("*.py")))
+    source += " ".join(path.read_text() for path in sorted((ROOT / "shared").rglob("*.py")))
+    # Adjacent string literals are one text; what is filled in is "...".
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    source = re.sub(r"\{[^{}]*\}", "...", source)
+    messages = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(messages) > 30
+    for message in messages:
+        for text in re.split(r"\.\.\.|; | / |: ", re.sub(r"\(?`[^`]*`\)?", "", message)):
+            part = text.strip(" .,()")
+            assert len(part) < 8 or part in source or part.startswith("at the coordinator"), part
