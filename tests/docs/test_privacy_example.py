@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import runpy
 import tomllib
 from math import sqrt
 from pathlib import Path
@@ -29,10 +28,14 @@ def stated(pattern: str) -> float:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_every_snippet_prints_what_the_page_shows(number: int) -> None:
+def test_every_snippet_prints_what_the_page_shows(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, shown = SNIPPETS[number]
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == shown
+    script = tmp_path / "snippet.py"
+    script.write_text(code)
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out == shown
     assert len(SNIPPETS) == PAGE.count("```python")
 
 

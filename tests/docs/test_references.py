@@ -90,7 +90,7 @@ def test_every_setting_is_described_with_its_default_and_range(
         for bound in bounds:
             assert re.search(rf"(?<![\d.]){bound:g}(?![\d.])", described[key][1]), (key, bound)
     for key, (default, *_) in described.items():
-        assert default in defaults[key], key
+        assert default in defaults[key], f"{key}: the page says {default}, not {defaults[key]}"
 
 
 BOUNDS = {Ge, Gt, Le, Lt}
