@@ -114,9 +114,6 @@ EPSILONS: dict[Wish, float] = {"strong": 1.0, "medium": 3.0, "light": 8.0}
 PLANS = ((20, 0.02), (20, 0.05), (20, 0.1), (20, 0.2), (10, 0.2), (10, 0.4))
 """Rounds and sampling rates to try; each has less noise over signal than the one before."""
 
-PLAIN_LEARNING_RATE = 0.1
-"""Without clipping, the default rate for clipped gradients makes the cnn diverge."""
-
 WORTH = 1.15
 """Noise over signal is not lowered by less than this factor at the price of larger lots."""
 
@@ -207,11 +204,8 @@ def schedule(wishes: Wishes, choices: list[Choice]) -> list[Choice]:
     train = training_patients(wishes)
     if wishes.privacy == "none":
         rate = next((q for _, q in PLANS if q * train >= 32), PLANS[-1][1])
-        reason = (
-            f"Lots of about {rate * train:.0f} patients at the smallest site; without noise they "
-            "need not be larger. Nothing limits the gradients either, so the steps are shorter."
-        )
-        return _as_choices(PLANS[0][0], rate, reason, learning_rate=PLAIN_LEARNING_RATE)
+        reason = f"Lots of about {rate * train:.0f} patients at the smallest site; without noise "
+        return _as_choices(PLANS[0][0], rate, reason + "they need not be larger.")
     ratios: dict[tuple[int, float], float] = {}
     for rounds, rate in PLANS:
         study = _study([*choices, *_as_choices(rounds, rate, "")])
@@ -290,9 +284,9 @@ def study_name(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:64] or "study"
 
 
-def _as_choices(rounds: int, rate: float, reason: str, **training: float) -> list[Choice]:
+def _as_choices(rounds: int, rate: float, reason: str) -> list[Choice]:
     return [
-        Choice("training", {"sampling_rate": rate, **training}, reason),
+        Choice("training", {"sampling_rate": rate}, reason),
         Choice("federation", {"rounds": rounds}, f"{rounds} rounds of a few steps each."),
     ]
 

@@ -105,13 +105,13 @@ class Training(Plan):
     """The local optimisation at each site."""
 
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=1.0, gt=0, le=100)
+    learning_rate: float = Field(default=1.5, gt=0, le=100)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     schedule: Literal["constant", "cosine"] = "constant"
-    local_steps: int = Field(default=8, ge=1, le=10_000, description="steps per round")
+    local_steps: int = Field(default=6, ge=1, le=10_000, description="steps per round")
     sampling_rate: float = Field(
-        default=0.25, gt=0, le=1, description="chance of each patient to be in a step's lot"
+        default=0.15, gt=0, le=1, description="chance of each patient to be in a step's lot"
     )
     augment: Augment = Augment()
 
@@ -147,7 +147,7 @@ class Data(Plan):
 class Federation(Plan):
     """Rounds, sites and deadlines."""
 
-    rounds: int = Field(default=10, ge=1, le=10_000)
+    rounds: int = Field(default=8, ge=1, le=10_000)
     sites: int = Field(default=3, ge=1, le=10_000, description="sites expected to take part")
     min_sites: int = Field(default=2, ge=1, description="fewest sites for a round to count")
     round_deadline: float = Field(default=3600, gt=0, description="seconds a round may take")

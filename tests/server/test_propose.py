@@ -27,7 +27,7 @@ from server.propose import (
 )
 from shared.errors import StudyError
 from shared.explain import BEARABLE, training_noise, verdict
-from shared.study import Study, Training, load_study, parse_study
+from shared.study import Study, load_study, parse_study
 
 
 def wishes(**changes: Any) -> Wishes:
@@ -139,7 +139,6 @@ def test_no_privacy_is_written_down_as_what_it_is() -> None:
     proposal = propose(wishes(privacy="none"))
     assert not proposal.study.privacy.enabled
     assert "NO PRIVACY" in proposal.to_toml()
-    assert proposal.study.training.learning_rate < Training().learning_rate
 
 
 @pytest.mark.parametrize(
