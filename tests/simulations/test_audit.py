@@ -170,7 +170,7 @@ def test_the_command_prints_the_bound_and_can_be_repeated() -> None:
     assert shown.exit_code == 0
     assert "Epsilon is at least" in shown.output
     assert "The most that 64 canaries could show" in shown.output
-    assert "Too few" not in shown.output
+    assert "Too few to contradict this claim" in shown.output  # they reach 2.7 of 3
 
 
 def test_impossible_plans_are_refused() -> None:
