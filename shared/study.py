@@ -69,9 +69,9 @@ class CnnModel(Plan):
 
     name: Literal["cnn"] = "cnn"
     widths: tuple[Annotated[int, Field(ge=4, le=256, multiple_of=4)], ...] = Field(
-        default=(16, 32), min_length=2, max_length=3, description="channels of each stage"
+        default=(16, 32, 32), min_length=2, max_length=3, description="channels of each stage"
     )
-    hidden: int = Field(default=0, ge=0, le=512, description="units of the dense layer; 0: none")
+    hidden: int = Field(default=32, ge=0, le=512, description="units of the dense layer; 0: none")
 
 
 class AttentionModel(Plan):
@@ -105,7 +105,7 @@ class Training(Plan):
     """The local optimisation at each site."""
 
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=1.5, gt=0, le=100)
+    learning_rate: float = Field(default=1.0, gt=0, le=100)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     schedule: Literal["constant", "cosine"] = "constant"
@@ -147,7 +147,7 @@ class Data(Plan):
 class Federation(Plan):
     """Rounds, sites and deadlines."""
 
-    rounds: int = Field(default=8, ge=1, le=10_000)
+    rounds: int = Field(default=16, ge=1, le=10_000)
     sites: int = Field(default=3, ge=1, le=10_000, description="sites expected to take part")
     min_sites: int = Field(default=2, ge=1, description="fewest sites for a round to count")
     round_deadline: float = Field(default=3600, gt=0, description="seconds a round may take")

@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from simulations.demo import DemoOptions
     from simulations.hospitals import HospitalFolder
 
-LEARNING_RATES = {"cnn": 1.5, "attention": 1.0}
-"""Of each model; found on training and validation images of chest X-rays."""
-
 
 def demo_study(options: DemoOptions, folder: HospitalFolder) -> Study:
     """Return the demo's plan.
@@ -27,7 +24,6 @@ def demo_study(options: DemoOptions, folder: HospitalFolder) -> Study:
             "task": {"classes": list(folder.classes), "positive": folder.classes[-1]},
             "input": {"size": folder.size, "channels": folder.channels},
             "model": {"name": options.model, **model_sizes(options.model, folder.size)},
-            "training": {"learning_rate": LEARNING_RATES.get(options.model, 1.0)},
             "privacy": {"enabled": options.private, "epsilon": options.epsilon},
             "data": {"min_patients": 10},
             "federation": {
