@@ -90,6 +90,7 @@ def verify_chain(home: Home) -> None:
     from client.hospital import open_hospital
 
     with open_hospital(home).ledger() as ledger:
+        ledger.members()  # checks the cohorts too
         head = ledger.head()
     typer.echo(f"{head.entries} entries, the chain is whole; head {head.hash}")
 

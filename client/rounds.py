@@ -94,7 +94,13 @@ def _known_head(site: Site, request: Request) -> LedgerHead | None:
     """Return the head the server knows, after checking that the server signed it."""
     head = request.known_head
     key = site.resolve(site.config.server.signing_key)
-    if head is not None and key.exists():
+    if head is not None:
+        if not key.exists():
+            raise SiteError(
+                "the key the server signs ledger heads with is missing",
+                str(key),
+                "Put the coordinator's server.pub there; it is in the invitation",
+            )
         signature = request.countersignature
         if not verify_head(key.read_bytes(), site.config.name, head, signature):
             raise ProtocolError(

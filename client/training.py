@@ -158,7 +158,7 @@ def pick_device(wanted: str) -> torch.device:
         raise SiteError(
             "a CUDA device was asked for and PyTorch finds none",
             "compute.device",
-            "Set it to 'cpu' or 'auto', or repair the driver (see `consilium site doctor`)",
+            "Set it to 'cpu' or 'auto', or repair the driver",
         )
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

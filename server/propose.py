@@ -256,8 +256,9 @@ def federation(wishes: Wishes) -> Choice:
     return Choice(
         "federation",
         {"sites": wishes.sites, "min_sites": least},
-        f"A round counts if {least} of {wishes.sites} sites deliver: one that is down does not "
-        "stop the study, and the report names whoever was missing.",
+        f"A round counts if {least} of {wishes.sites} sites deliver: one that is down "
+        + ("does not stop" if least < wishes.sites else "stops")
+        + " the study, and the report names whoever was missing.",
     )
 
 

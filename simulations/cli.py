@@ -13,6 +13,7 @@ from rich.console import Console
 from client.cli import app as site_app
 from server.cli import app as server_app
 from shared.errors import ConsiliumError
+from simulations.audit_cli import app as privacy_app
 
 app = typer.Typer(
     name="consilium",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(site_app, name="site")
 app.add_typer(server_app, name="server")
+app.add_typer(privacy_app, name="privacy")
 
 
 @app.command()
@@ -46,7 +48,9 @@ def demo(
     epsilon: Annotated[float, typer.Option(help="privacy budget of each hospital")] = 8.0,
     no_dp: Annotated[bool, typer.Option("--no-dp", help="train without privacy")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    seed: Annotated[int, typer.Option(help="of the made-up data only, never of the noise")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="of the made-up data only, never of the noise")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
 ) -> None:
     """Run the main job here: hospitals train one model privately, over TLS; ends in a report."""
