@@ -80,7 +80,10 @@ def spoil(ward: Ward, how: str) -> None:
         "overwritten",
         "anchor",
         "update entry set steps = 0 where kind = 'reserve'",
-        "delete from cohort_member where patient = (select max(patient) from cohort_member)",
+        # Any patient but the one who opted out, whose wish would be lost with the row.
+        "delete from cohort_member where patient = (select max(patient) from cohort_member where "
+        "patient not in (select patient from entry join cohort_member using (cohort) "
+        "where kind = 'opt-out'))",
     ],
 )
 def test_a_ledger_that_cannot_vouch_is_set_aside_and_everything_charged(

@@ -203,7 +203,7 @@ def test_training_without_privacy_learns_and_starts_afresh_each_round(
     training: dict[str, object],
 ) -> None:
     study = make_study(
-        training=training | {"local_steps": 12, "sampling_rate": 0.8}, privacy={"enabled": False}
+        training=training | {"local_steps": 30, "sampling_rate": 0.8}, privacy={"enabled": False}
     )
     patients = make_patients([1] * 24)
     patients.images[:] += (patients.labels - 1)[:, None, None, None].float() * 0.5
