@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -39,7 +39,7 @@ def version() -> None:
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Option(help="cnn or attention")] = "cnn",
+    model: Annotated[Literal["cnn", "attention"], typer.Option(help="the model")] = "cnn",
     images: Annotated[
         Path | None, typer.Option(help="MedMNIST-layout .npz to use instead of phantoms")
     ] = None,
@@ -47,14 +47,15 @@ def demo(
     rounds: Annotated[int | None, typer.Option(min=1, max=200)] = None,
     epsilon: Annotated[float, typer.Option(help="privacy budget of each hospital")] = 8.0,
     no_dp: Annotated[bool, typer.Option("--no-dp", help="train without privacy")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where to train")] = "auto",
     seed: Annotated[
         int, typer.Option(min=0, help="of the made-up data only, never of the noise")
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for the results")] = None,
 ) -> None:
     """Run the main job here: hospitals train one model privately, over TLS; ends in a report."""
-    from simulations.demo import DemoOptions, run_demo
+    from simulations.demo import run_demo
+    from simulations.demo_options import DemoOptions
 
     options = DemoOptions(model, images, sites, rounds, epsilon, not no_dp, device, seed, out)
     raise typer.Exit(run_demo(options, Console(highlight=False)))

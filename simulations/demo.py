@@ -7,11 +7,9 @@ Nothing is simulated except that the hospitals share a machine and their images 
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,29 +17,18 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from server.home import ServerHome
-from shared.errors import ConsiliumError, CoordinatorError
+from shared.errors import CoordinatorError
 from shared.study import Study
+from simulations.demo_options import DemoOptions
+from simulations.demo_results import finish
+from simulations.demo_sites import make_images, start_hospitals
+from simulations.demo_study import demo_study
+from simulations.processes import Processes
 
 if TYPE_CHECKING:
     import subprocess
 
-
 RUN = "demo"
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the user asked for; see `consilium demo --help`."""
-
-    model: str = "cnn"
-    images: Path | None = None
-    sites: int = 3
-    rounds: int | None = None
-    epsilon: float = 8.0
-    private: bool = True
-    device: str = "auto"
-    seed: int = 0
-    out: Path | None = None
 
 
 def run_demo(options: DemoOptions, console: Console) -> int:
@@ -50,18 +37,16 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     Raises:
         ConsiliumError: Anything the user can act on; everything started has been ended.
     """
-    from simulations.demo_sites import make_images, start_hospitals
-    from simulations.demo_study import demo_study
-    from simulations.processes import Processes
-
     started = time.monotonic()
+    demo_study(options, ("no", "yes"), 28, 1)  # wrong options are refused before anything starts
     out = _new_folder(options.out)
     work = out / "work"
     _say_mode(options, console)
     with _signals_as_interrupts(), Processes() as processes:
         try:
             folders, notes = make_images(options, work / "images", console)
-            study = demo_study(options, folders[0])
+            images = folders[0]
+            study = demo_study(options, images.classes, images.size, images.channels)
             home = _start_server(work / "server", processes.start, console)
             hospitals = start_hospitals(options, folders, work, home, study, processes, console)
             _train(home, study, hospitals, processes.dead, console)
@@ -69,7 +54,6 @@ def run_demo(options: DemoOptions, console: Console) -> int:
             processes.stop()
             console.print(f"Stopped. Everything started was ended; what there is lies in {out}.")
             return 130
-    from simulations.demo_results import finish
 
     finish(options, out, home.run_folder(RUN), study, folders, work, notes, console)
     console.print(f"Took {time.monotonic() - started:.0f} s.")
@@ -185,11 +169,3 @@ def _signals_as_interrupts() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def python_command(*arguments: str) -> list[str]:
-    """Return the command line of the installed `consilium` command."""
-    return [str(Path(sys.executable).with_name("consilium")), *arguments]
-
-
-__all__ = ["RUN", "ConsiliumError", "DemoOptions", "python_command", "run_demo"]

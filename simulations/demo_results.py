@@ -23,7 +23,7 @@ from shared.models import build_model, set_weights
 from shared.study import Study
 
 if TYPE_CHECKING:
-    from simulations.demo import DemoOptions
+    from simulations.demo_options import DemoOptions
     from simulations.hospitals import HospitalFolder
 
 RESULTS = ("model.safetensors", "metrics.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from shared.flower.link import process_environment
 from shared.study import Study
 
 if TYPE_CHECKING:
-    from simulations.demo import DemoOptions
+    from simulations.demo_options import DemoOptions
     from simulations.hospitals import HospitalFolder
     from simulations.processes import Processes
+
+CONSILIUM = str(Path(sys.executable).with_name("consilium"))
 
 
 def make_images(
@@ -56,7 +59,6 @@ def start_hospitals(
     """Set up, enrol and start every hospital; each approves the study. Return their names."""
     from client.approvals import Approvals
     from client.node import free_port
-    from simulations.demo import python_command
 
     api = control(server)
     names = []
@@ -67,7 +69,7 @@ def start_hospitals(
         Approvals(site).approve_study(study, by="the demo")
         processes.start(
             folder.name,
-            python_command("site", "start", "--home", str(site.home), "--port", str(free_port())),
+            [CONSILIUM, "site", "start", "--home", str(site.home), "--port", str(free_port())],
             process_environment(site.home, OMP_NUM_THREADS="1"),
             site.home / "node.log",
         )

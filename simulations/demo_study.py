@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from shared.study import Study, parse_study
-
-if TYPE_CHECKING:
-    from simulations.demo import DemoOptions
-    from simulations.hospitals import HospitalFolder
+from simulations.demo_options import DemoOptions
 
 
-def demo_study(options: DemoOptions, folder: HospitalFolder) -> Study:
-    """Return the demo's plan.
+def demo_study(options: DemoOptions, classes: Sequence[str], size: int, channels: int) -> Study:
+    """Return the demo's plan for images of these classes, side in pixels and channels.
 
     Raises:
         StudyError: An option is out of range, such as an unknown model or a negative epsilon.
     """
+    # The phantoms are few: fewer rounds and bins and more held-out patients, for the sake of
+    # intervals that say something.
+    made_up = options.images is None
+    rounds = options.rounds or (10 if made_up else None)
     return parse_study(
         {
-            "name": "demo" if options.images is None else "demo-images",
+            "name": "demo" if made_up else "demo-images",
             "description": "One study of the demo on this machine.",
-            "task": {"classes": list(folder.classes), "positive": folder.classes[-1]},
-            "input": {"size": folder.size, "channels": folder.channels},
-            "model": {"name": options.model, **model_sizes(options.model, folder.size)},
-            "privacy": {"enabled": options.private, "epsilon": options.epsilon},
-            "data": {"min_patients": 10},
+            "task": {"classes": list(classes), "positive": classes[-1]},
+            "input": {"size": size, "channels": channels},
+            "model": {"name": options.model, **model_sizes(options.model, size)},
+            "privacy": {
+                "enabled": options.private,
+                "epsilon": options.epsilon,
+                **({"score_bins": 8} if made_up else {}),
+            },
+            "data": {"min_patients": 10, **({"held_out": 0.25} if made_up else {})},
             "federation": {
-                **({"rounds": options.rounds} if options.rounds else {}),
+                **({"rounds": rounds} if rounds else {}),
                 "sites": options.sites,
                 "min_sites": max(1, options.sites - 1),
                 "round_deadline": 600,
