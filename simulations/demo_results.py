@@ -99,9 +99,9 @@ def _set_aside(site: Site) -> dict[str, int]:
 def _summary(card: ModelCard, out: Path, console: Console) -> None:
     spent = ", ".join(
         f"{name} {site.epsilon:.2f} of {site.budget:g}" if site.noise_multiplier else f"{name} none"
-        for name, site in card.sites.items()
+        for name, site in sorted(card.sites.items())
     )
     console.print(f"[bold]Test AUC {card.test_auc:.3f}[/bold] after {card.rounds} rounds.")
-    console.print(f"Privacy spent (epsilon, per patient): {spent}")
+    console.print(f"Privacy spent (epsilon, per patient): {spent}", soft_wrap=True)
     console.print(f"Report: {out / 'report.html'}")
     console.print(f"Model: {out / 'model.safetensors'}, card: {out / 'model-card.json'}")

@@ -14,10 +14,7 @@ def demo_study(options: DemoOptions, classes: Sequence[str], size: int, channels
     Raises:
         StudyError: An option is out of range, such as an unknown model or a negative epsilon.
     """
-    # The phantoms are few: fewer rounds and bins and more held-out patients, for the sake of
-    # intervals that say something.
     made_up = options.images is None
-    rounds = options.rounds or (10 if made_up else None)
     return parse_study(
         {
             "name": "demo" if made_up else "demo-images",
@@ -28,11 +25,11 @@ def demo_study(options: DemoOptions, classes: Sequence[str], size: int, channels
             "privacy": {
                 "enabled": options.private,
                 "epsilon": options.epsilon,
-                **({"score_bins": 8} if made_up else {}),
+                **({"score_bins": 8} if made_up else {}),  # the phantoms are few
             },
-            "data": {"min_patients": 10, **({"held_out": 0.25} if made_up else {})},
+            "data": {"min_patients": 10},
             "federation": {
-                **({"rounds": rounds} if rounds else {}),
+                **({"rounds": options.rounds} if options.rounds else {}),
                 "sites": options.sites,
                 "min_sites": max(1, options.sites - 1),
                 "round_deadline": 600,
