@@ -100,15 +100,26 @@ def descendants(root: int | None = None) -> list[int]:
     found: list[int] = []
     waiting = [root or os.getpid()]
     while waiting:
-        parent = waiting.pop()
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                ids = [int(part) for part in children.read_text().split()]
-            except OSError:
-                continue
-            found += ids
-            waiting += ids
+        for children in _child_lists(waiting.pop()):
+            found += children
+            waiting += children
     return found
+
+
+def _child_lists(parent: int) -> list[list[int]]:
+    """Return the children of each thread of a process; a thread that has ended has none."""
+    try:
+        threads = os.listdir(f"/proc/{parent}/task")
+    except OSError:
+        return []
+    return [_children(parent, thread) for thread in threads]
+
+
+def _children(process: int, thread: str) -> list[int]:
+    try:
+        return [int(c) for c in Path(f"/proc/{process}/task/{thread}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _kill(process: int) -> None:

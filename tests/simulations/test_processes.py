@@ -69,3 +69,10 @@ def test_dead_names_the_child_that_ended(tmp_path: Path) -> None:
         child = processes.start("short", [sys.executable, "-c", ""], os.environ, tmp_path / "log")
         child.wait()
         assert processes.dead() == ["short"]
+
+
+def test_looking_for_descendants_survives_processes_that_end_meanwhile() -> None:
+    code = "import subprocess\nfor _ in range(60): subprocess.run(['true'])"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    while child.poll() is None:
+        assert child.pid in descendants() or child.poll() is not None
