@@ -158,12 +158,18 @@ def _say_mode(options: DemoOptions, console: Console) -> None:
 
 @contextmanager
 def _signals_as_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does."""
+    """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does, also where a shell has it ignored.
+
+    An ignored SIGHUP stays ignored: that is what `nohup` is for.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

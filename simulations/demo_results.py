@@ -103,5 +103,5 @@ def _summary(card: ModelCard, out: Path, console: Console) -> None:
     )
     console.print(f"[bold]Test AUC {card.test_auc:.3f}[/bold] after {card.rounds} rounds.")
     console.print(f"Privacy spent (epsilon, per patient): {spent}", soft_wrap=True)
-    console.print(f"Report: {out / 'report.html'}")
-    console.print(f"Model: {out / 'model.safetensors'}, card: {out / 'model-card.json'}")
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    console.print(f"Model, card and metrics are beside it in {out}", soft_wrap=True)
