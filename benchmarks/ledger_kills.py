@@ -118,7 +118,7 @@ def lines(file: Path) -> list[str]:
 def answer_rounds(hospital: Hospital, folder: Path, rounds: int) -> None:
     """Answer requests from where the server stands; what it got is noted as delivered."""
 
-    def begin() -> OsStream:
+    def begin(_: Request) -> OsStream:
         note(folder / "begun", "round")
         return OsStream()
 

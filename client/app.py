@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -12,22 +14,40 @@ from shared.flower.wire import from_content, to_content
 from shared.protocol import Refusal, Reply, Request
 from shared.transport import Weights
 
-app = ClientApp()
+if TYPE_CHECKING:
+    from client.hospital import Hospital
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Answer one request of the server; nothing but the declared reply ever leaves."""
-    request, weights = from_content(Request, message.content, "request of the server")
-    reply, update = _answer(Path(str(context.node_config["home"])), request, weights)
-    return Message(to_content(reply, update), reply_to=message)
+def make_app(find: Callable[[Context], Hospital]) -> ClientApp:
+    """Return the ClientApp of a node whose hospital `find` opens, anew for each message."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """Answer one request of the server; nothing but the declared reply ever leaves."""
+        request, weights = from_content(Request, message.content, "request of the server")
+        reply, update = _answer(lambda: find(context), request, weights)
+        return Message(to_content(reply, update), reply_to=message)
+
+    return app
 
 
-def _answer(home: Path, request: Request, weights: Weights) -> tuple[Reply, Weights]:
-    from client.rounds import handle, open_hospital
+def _hospital_at_home(context: Context) -> Hospital:
+    from client.rounds import open_hospital
+
+    return open_hospital(Path(str(context.node_config["home"])))
+
+
+app = make_app(_hospital_at_home)
+
+
+def _answer(
+    find: Callable[[], Hospital], request: Request, weights: Weights
+) -> tuple[Reply, Weights]:
+    from client.rounds import handle
 
     try:
-        return handle(open_hospital(home), request, weights)
+        return handle(find(), request, weights)
     except Exception:  # noqa: BLE001
         # Flower would send the exception's text to the server; it may name files or patients.
         import traceback

@@ -16,6 +16,7 @@ from client.privacy.ledger_store import Clock
 from client.privacy.stream import OsStream, RandomStream
 from client.site import Site, load_site
 from client.vault import Vault
+from shared.protocol import Request
 from shared.study import Study
 
 
@@ -32,7 +33,7 @@ class Hospital:
         site: Settings, policy and folders.
         vault: The site's keys.
         load_cohort: Reads the patients of a study.
-        make_stream: Makes the source of noise and lots for one round; only a simulated
+        make_stream: Makes the source of noise and lots for one request; only a simulated
             hospital has another than the operating system's.
         now: The clock.
     """
@@ -40,7 +41,7 @@ class Hospital:
     site: Site
     vault: Vault
     load_cohort: Callable[[Site, Study], Cohort] = load_cohort
-    make_stream: Callable[[], RandomStream] = OsStream
+    make_stream: Callable[[Request], RandomStream] = lambda _: OsStream()
     now: Clock = utc_now
 
     @property

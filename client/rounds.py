@@ -155,7 +155,7 @@ def _run(
     device: torch.device,
 ) -> tuple[ScoreHistogram | None, Weights]:
     """Evaluate the global model, then train it; return the histogram and the update."""
-    stream, batch = hospital.make_stream(), hospital.site.config.compute.physical_batch
+    stream, batch = hospital.make_stream(request), hospital.site.config.compute.physical_batch
     histogram = None
     if work.evaluation:
         histogram = evaluate(

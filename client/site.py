@@ -134,6 +134,11 @@ class Site:
         return self.home / "outbox"
 
     @property
+    def local(self) -> Path:
+        """Folder of what a study keeps here, encrypted: own layers, control variates, models."""
+        return self.home / "local"
+
+    @property
     def reports(self) -> Path:
         """Folder of local data reports; they never leave."""
         return self.home / "reports"

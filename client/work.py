@@ -34,7 +34,7 @@ class Work:
 def plan_work(
     ledger: Ledger,
     study: Study,
-    task: Literal["train", "evaluate"],
+    task: Literal["describe", "train", "evaluate"],
     policy: Policy,
     cohort: Cohort,
 ) -> Work:

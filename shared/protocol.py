@@ -47,14 +47,43 @@ class LedgerHead(Wire):
     hash: Digest
 
 
-class Request(Wire):
-    """What the server asks of a site in one message; the global weights travel beside it."""
+class Statistics(Wire):
+    """Noised counts of training patients: never exact ones, unless the study has no privacy.
 
-    task: Literal["train", "evaluate"]
+    A patient adds one to one cell of `classes` per target (one target, or one per finding) and
+    to one cell of every column. Gaussian noise of standard deviation `noise` was added to every
+    count, so counts may be negative.
+
+    Attributes:
+        classes: Patients of each class; of findings: for each finding, without and with it.
+        columns: Of a table: for each column, patients by equal bins of its range, or by
+            category, and last those without a value.
+        noise: 0 in studies without privacy.
+    """
+
+    classes: tuple[float, ...] = Field(max_length=40)
+    columns: tuple[tuple[float, ...], ...] = Field(default=(), max_length=256)
+    noise: float = Field(ge=0)
+
+
+class Request(Wire):
+    """What the server asks of a site in one message; the global weights travel beside it.
+
+    In studies with control variates (SCAFFOLD) the server's travels too, as arrays named
+    `control/` and the parameter's name.
+    """
+
+    task: Literal["describe", "train", "evaluate"]
     run: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="id of the server's run")
     study_digest: Digest
     study: str = Field(max_length=65_536, description="canonical JSON of the plan, for approval")
-    round: int = Field(ge=1, description="1 for the first round; closing evaluation: rounds + 1")
+    round: int = Field(
+        ge=0,
+        description="0: describe; 1: first round of training; rounds + 1: closing evaluation",
+    )
+    statistics: Statistics | None = Field(
+        default=None, description="all sites' together, in studies that fill in missing values"
+    )
     attempt: int = Field(default=0, ge=0, description="counts repeats of the same round")
     known_head: LedgerHead | None = Field(
         default=None, description="the site's ledger head as the server last saw it"
@@ -62,6 +91,12 @@ class Request(Wire):
     countersignature: str = Field(
         default="", max_length=256, description="the server's signature of known_head, base64"
     )
+
+    @model_validator(mode="after")
+    def _described_first(self) -> Request:
+        if (self.task == "describe") != (self.round == 0):
+            raise ValueError("round 0 is for describing, and only it")
+        return self
 
 
 class ScoreHistogram(Wire):
@@ -107,12 +142,16 @@ class Reply(Wire):
 
     study_digest: Digest
     run: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    round: int = Field(ge=1)
-    outcome: Literal["update", "evaluated", "refused"]
+    round: int = Field(ge=0)
+    outcome: Literal["described", "update", "evaluated", "refused"]
     refusal: Refusal | None = None
     patients: int = Field(default=0, ge=0, description="training patients N (public)")
     spending: Spending | None = None
     evaluation: ScoreHistogram | None = None
+    personal: ScoreHistogram | None = Field(
+        default=None, description="closing evaluation of the model fine-tuned at the site"
+    )
+    statistics: Statistics | None = None
     head: LedgerHead | None = None
     resent: bool = Field(default=False, description="computed earlier, sent again after a crash")
 
@@ -122,6 +161,10 @@ class Reply(Wire):
             raise ValueError("exactly the refused replies carry a refusal")
         if self.outcome == "update" and self.patients < 1:
             raise ValueError("an update must come from at least one patient")
+        if (self.outcome == "described") != (self.statistics is not None):
+            raise ValueError("exactly the answers to describe carry statistics")
+        if self.outcome != "refused" and (self.outcome == "described") != (self.round == 0):
+            raise ValueError("round 0 is for describing, and only it")
         return self
 
 

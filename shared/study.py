@@ -8,112 +8,44 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import StudyError
+from shared.study_parts import (
+    AttentionModel,
+    Augment,
+    CnnModel,
+    Column,
+    Input,
+    Loss,
+    Plan,
+    Table,
+    TableModel,
+    Task,
+    Training,
+)
 
-
-class Plan(BaseModel):
-    """Base of every part of the plan: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Task(Plan):
-    """What is to be told apart."""
-
-    classes: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
-        min_length=2, max_length=20
-    )
-    positive: str = Field(default="", description="class scored as positive; default: the last")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Task:
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes must differ from each other")
-        if self.positive and self.positive not in self.classes:
-            raise ValueError(f"positive must be one of {list(self.classes)}")
-        return self
-
-    @property
-    def positive_index(self) -> int:
-        """Index of the positive class in `classes`."""
-        return self.classes.index(self.positive) if self.positive else len(self.classes) - 1
-
-
-class Input(Plan):
-    """How a DICOM image becomes a tensor of shape [channels, size, size] in [-1, 1]."""
-
-    size: int = Field(default=64, ge=28, le=256, description="side length in pixels")
-    channels: Literal[1, 3] = 1
-    window: Literal["file", "full"] | tuple[float, float] = Field(
-        default="file",
-        description="'file': the file's own window; 'full': its full range; [center, width]",
-    )
-    frame: Literal["middle"] | Annotated[int, Field(ge=1)] = Field(
-        default="middle", description="which frame of a multi-frame image, counted from 1"
-    )
-    modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = Field(
-        default=(), description="accepted DICOM modalities; empty: any"
-    )
-
-    @model_validator(mode="after")
-    def _window_width(self) -> Input:
-        if isinstance(self.window, tuple) and self.window[1] < 1:
-            raise ValueError("window width must be at least 1")
-        return self
-
-
-class CnnModel(Plan):
-    """Convolution and pooling stages with group norm and weight standardisation, dense head."""
-
-    name: Literal["cnn"] = "cnn"
-    widths: tuple[Annotated[int, Field(ge=4, le=256, multiple_of=4)], ...] = Field(
-        default=(16, 32, 32), min_length=2, max_length=3, description="channels of each stage"
-    )
-    hidden: int = Field(default=32, ge=0, le=512, description="units of the dense layer; 0: none")
-
-
-class AttentionModel(Plan):
-    """Patches, learned positions and multi-head self-attention."""
-
-    name: Literal["attention"] = "attention"
-    patch: int = Field(default=7, ge=2, le=64, description="patch side in pixels; divides size")
-    width: int = Field(default=48, ge=8, le=256)
-    depth: int = Field(default=1, ge=1, le=8)
-    heads: int = Field(default=4, ge=1, le=16)
-
-    @model_validator(mode="after")
-    def _divisible(self) -> AttentionModel:
-        if self.width % self.heads:
-            raise ValueError("width must be a multiple of heads")
-        return self
-
-
-class Augment(Plan):
-    """Random views of an image; `views` of them are averaged before clipping."""
-
-    views: int = Field(default=1, ge=1, le=16, description="views of an image per step")
-    shift: float = Field(default=0.0, ge=0, le=0.25, description="largest shift, part of the side")
-    rotate: float = Field(default=0.0, ge=0, le=45, description="largest rotation in degrees")
-    scale: float = Field(default=0.0, ge=0, le=0.5, description="largest relative zoom")
-    flip: bool = Field(default=False, description="mirror left and right at random")
-    intensity: float = Field(default=0.0, ge=0, le=0.5, description="largest gain/offset change")
-
-
-class Training(Plan):
-    """The local optimisation at each site."""
-
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=1.0, gt=0, le=100)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    schedule: Literal["constant", "cosine"] = "constant"
-    local_steps: int = Field(default=6, ge=1, le=10_000, description="steps per round")
-    sampling_rate: float = Field(
-        default=0.15, gt=0, le=1, description="chance of each patient to be in a step's lot"
-    )
-    augment: Augment = Augment()
+__all__ = [
+    "AttentionModel",
+    "Augment",
+    "CnnModel",
+    "Column",
+    "Data",
+    "Federation",
+    "Input",
+    "Loss",
+    "Privacy",
+    "ServerOptimiser",
+    "Study",
+    "Table",
+    "TableModel",
+    "Task",
+    "Training",
+    "explain_validation",
+    "load_study",
+    "parse_study",
+    "study_from_json",
+]
 
 
 class Privacy(Plan):
@@ -132,6 +64,12 @@ class Privacy(Plan):
         default=1, ge=0, le=1000, description="rounds a site may have to repeat after a crash"
     )
     score_bins: int = Field(default=16, ge=4, le=256, description="bins of the score histograms")
+    subgroups: tuple[Literal["sex", "age", "scanner"], ...] = Field(
+        default=(), description="groups of patients that are also evaluated by themselves"
+    )
+    statistics_noise: float = Field(
+        default=10.0, ge=1, le=1000, description="noise multiplier of the counts that are released"
+    )
 
 
 class Data(Plan):
@@ -144,6 +82,16 @@ class Data(Plan):
     )
 
 
+class ServerOptimiser(Plan):
+    """What the server does with the averaged update (Reddi et al. 2021); none: adds it."""
+
+    name: Literal["none", "momentum", "adam", "yogi"] = "none"
+    learning_rate: float = Field(default=1.0, gt=0, le=10)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean of updates")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="of adam and yogi: their squares'")
+    tau: float = Field(default=1e-3, gt=0, le=1, description="of adam and yogi: adaptivity")
+
+
 class Federation(Plan):
     """Rounds, sites and deadlines."""
 
@@ -152,6 +100,11 @@ class Federation(Plan):
     min_sites: int = Field(default=2, ge=1, description="fewest sites for a round to count")
     round_deadline: float = Field(default=3600, gt=0, description="seconds a round may take")
     start_deadline: float = Field(default=600, gt=0, description="seconds to wait for min_sites")
+    aggregator: Literal["mean", "median", "trimmed-mean"] = "mean"
+    trim: float = Field(
+        default=0.2, gt=0, lt=0.5, description="of trimmed-mean: part cut off at each end"
+    )
+    optimiser: ServerOptimiser = ServerOptimiser()
     average: float = Field(
         default=0.0, ge=0, lt=1, description="decay of the running mean of global models; 0: off"
     )
@@ -171,7 +124,10 @@ class Study(Plan):
     description: str = Field(default="", max_length=2000)
     task: Task
     input: Input = Input()
-    model: Annotated[CnnModel | AttentionModel, Field(discriminator="name")] = CnnModel()
+    table: Table | None = None
+    model: Annotated[CnnModel | AttentionModel | TableModel, Field(discriminator="name")] = (
+        CnnModel()
+    )
     training: Training = Training()
     privacy: Privacy = Privacy()
     data: Data = Data()
@@ -184,6 +140,25 @@ class Study(Plan):
                 f"model.patch must divide input.size; {self.model.patch} does not divide "
                 f"{self.input.size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _model_fits_data(self) -> Study:
+        if (self.table is not None) != isinstance(self.model, TableModel):
+            raise ValueError("a study with a table, and no other, has the model named 'table'")
+        if self.table is not None and self.privacy.subgroups:
+            raise ValueError("privacy.subgroups are read from images; a table has none")
+        return self
+
+    @model_validator(mode="after")
+    def _remedies_fit(self) -> Study:
+        plan = self.training
+        if plan.control and (plan.optimiser != "sgd" or plan.momentum):
+            raise ValueError("training.control is defined for sgd without momentum")
+        if plan.local_norms and self.federation.aggregator != "mean":
+            raise ValueError("training.local_norms needs federation.aggregator = 'mean'")
+        if plan.control and self.federation.aggregator != "mean":
+            raise ValueError("training.control needs federation.aggregator = 'mean'")
         return self
 
     def canonical(self) -> str:
@@ -199,13 +174,29 @@ class Study(Plan):
 
     @property
     def total_steps(self) -> int:
-        """Steps each site's noise is calibrated for: all rounds and the spare ones."""
-        return self.training.local_steps * (self.federation.rounds + self.privacy.spare_rounds)
+        """Steps each site's noise is calibrated for: all rounds, personal and spare ones too."""
+        return self.training.local_steps * self.training_uses
+
+    @property
+    def training_uses(self) -> int:
+        """Rounds each site's training is calibrated for."""
+        rounds = self.federation.rounds + self.training.personal_rounds
+        return rounds + self.privacy.spare_rounds
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the sites are asked for noised statistics before the first round."""
+        fills = self.table is not None and self.table.missing in ("mean", "median")
+        return fills or self.training.loss.needs_counts
 
     @property
     def evaluations(self) -> int:
-        """Evaluations charged to held-out patients: one a round, spares, and the closing one."""
-        return self.federation.rounds + self.privacy.spare_rounds + 1
+        """Evaluations charged to held-out patients: one a round, spares, and the closing one.
+
+        A personal model is evaluated beside the closing one.
+        """
+        closing = 1 + (self.training.personal_rounds > 0)
+        return self.federation.rounds + self.privacy.spare_rounds + closing
 
 
 def parse_study(values: dict[str, Any], where: str) -> Study:

@@ -33,12 +33,15 @@ from shared.study import Study
 
 @dataclass(frozen=True)
 class PatientSet:
-    """Patients with their images; `len` is the number of patients.
+    """Patients with their images, or rows of a table; `len` is the number of patients.
 
     Args:
-        images: float32 [n_images, channels, size, size] in [-1, 1].
+        images: float32 [n_images, channels, size, size] in [-1, 1]. In studies of a table the
+            rows [n_rows, columns]: numbers scaled from their range to [-1, 1], categories as
+            their index, NaN where a value is missing.
         image_patient: int64 [n_images], ascending: each image's index into the patients.
-        labels: int64 [n_patients]: each patient's class index in the study.
+        labels: int64 [n_patients]: each patient's class index in the study. In studies of
+            findings [n_patients, findings]: 0 or 1, and -1 where nobody knows.
         patients: Each patient's pseudonym (keyed hash, 64 hex digits), ascending.
     """
 

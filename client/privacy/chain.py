@@ -12,7 +12,7 @@ from typing import Literal
 
 from shared.errors import LedgerError
 
-Purpose = Literal["", "train", "evaluate", "exact-evaluation"]
+Purpose = Literal["", "describe", "train", "evaluate", "exact-evaluation"]
 Kind = Literal[
     "start",  # first entry; `note` holds the ledger's instance id
     "plan",  # the mechanism a study may use here, and how often; fixed at its first round
