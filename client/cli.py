@@ -11,6 +11,7 @@ import typer
 from client import privacy_cli
 from client.site import Site, load_site
 from shared.errors import SiteError
+from shared.study import Study
 
 app = typer.Typer(help="Run a hospital's node.", no_args_is_help=True)
 app.add_typer(privacy_cli.app)
@@ -85,11 +86,13 @@ def show(home: Home, digest: Digest) -> None:
     from client.approvals import Approvals
     from shared.explain import explain_study
 
-    approvals = Approvals(load_site(home))
+    site = load_site(home)
+    approvals = Approvals(site)
     known = [*approvals.offered(), *(a.study for a in approvals.approved())]
     study = next(s for s in known if s.digest == _whole(digest, [s.digest for s in known]))
     for line in explain_study(study):
         typer.echo(line)
+    _warn(site, study)
 
 
 @app.command()
@@ -107,6 +110,7 @@ def approve(
     study = approvals.approve(whole, by)
     _log(site, "study-approved", whole, by)
     typer.echo(f"Approved {study.name} ({whole}).")
+    _warn(site, study)
 
 
 @app.command()
@@ -167,6 +171,17 @@ def _whole(digest: str, known: list[str]) -> str:
             "`consilium site studies` lists them",
         )
     return found[0]
+
+
+def _warn(site: Site, study: Study) -> None:
+    """Say now what the policy will refuse later, whoever approved the study."""
+    from client.policy import check_study
+    from shared.errors import PolicyRefusal
+
+    try:
+        check_study(site.config.policy, study)
+    except PolicyRefusal as refusal:
+        typer.echo(f"As site.toml stands, the node will refuse this study: {refusal}")
 
 
 def _log(site: Site, event: str, study: str, by: str) -> None:
