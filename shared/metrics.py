@@ -71,9 +71,10 @@ class Summary:
 
 
 def scored_classes(study: Study) -> tuple[int, ...]:
-    """Return the class indices that are scored: the positive one, or all of three or more."""
+    """Return the class indices that are scored: the positive one of two, else all."""
     classes = len(study.task.classes)
-    return (study.task.positive_index,) if classes == 2 else tuple(range(classes))
+    two = classes == 2 and not study.task.findings
+    return (study.task.positive_index,) if two else tuple(range(classes))
 
 
 def score_histogram(scores: ArrayLike, labels: ArrayLike, study: Study) -> NDArray[np.int64]:
@@ -82,7 +83,8 @@ def score_histogram(scores: ArrayLike, labels: ArrayLike, study: Study) -> NDArr
     Args:
         scores: Predicted probabilities in [0, 1], one row a patient, [n_patients, classes]. A
             score that is not finite (a diverged model) counts as 1/2.
-        labels: Class index of each patient, [n_patients].
+        labels: Class index of each patient, [n_patients]. In studies of findings
+            [n_patients, findings]: 1 with it, 0 without, -1 (not counted) where nobody knows.
         study: Gives the classes and the number of bins.
 
     Returns:
@@ -91,12 +93,13 @@ def score_histogram(scores: ArrayLike, labels: ArrayLike, study: Study) -> NDArr
     """
     bins = study.privacy.score_bins
     table = np.nan_to_num(np.asarray(scores, dtype=np.float64), nan=0.5, posinf=0.5, neginf=0.5)
-    classes = np.asarray(labels, dtype=np.int64)
+    stated = np.asarray(labels, dtype=np.int64)
     targets = scored_classes(study)
     counts = np.zeros((len(targets), 2, bins), dtype=np.int64)
     for row, target in enumerate(targets):
         places = np.clip((table[:, target] * bins).astype(np.int64), 0, bins - 1)
-        np.add.at(counts[row], ((classes == target).astype(np.int64), places), 1)
+        has = stated[:, target] if study.task.findings else (stated == target).astype(np.int64)
+        np.add.at(counts[row], (has[has >= 0], places[has >= 0]), 1)
     return counts
 
 
@@ -167,6 +170,19 @@ def roc_auc(scores: ArrayLike, positive: ArrayLike) -> float:
     return float(below.sum() / (2 * len(pos) * len(neg)))
 
 
+def nearest_counts(counts: Floats) -> Floats:
+    """Return the nearest (least squares) non-negative counts with the same total per class.
+
+    Projection onto the simplex by sorting (Held, Wolfe and Crowder 1974).
+    """
+    total = np.maximum(counts.sum(axis=-1, keepdims=True), 0.0)
+    falling = -np.sort(-counts, axis=-1)
+    surplus = (np.cumsum(falling, axis=-1) - total) / np.arange(1, counts.shape[-1] + 1)
+    kept = np.maximum((falling > surplus).sum(axis=-1, keepdims=True), 1)
+    near: Floats = np.maximum(counts - np.take_along_axis(surplus, kept - 1, axis=-1), 0.0)
+    return near
+
+
 def _array(histogram: ScoreHistogram) -> Floats:
     shape = (histogram.targets, 2, histogram.bins)
     return np.array(histogram.counts, dtype=np.float64).reshape(shape)
@@ -176,7 +192,7 @@ def _estimate(counts: Floats, noise: float) -> Floats:
     """Return value, low and high of the five metrics, [3, 5], for one target's [2, bins]."""
     random = np.random.default_rng(_PUBLIC_SEED)
     bins = counts.shape[-1]
-    expected = _nearest_counts(counts) + _SMOOTHING / bins
+    expected = nearest_counts(counts) + _SMOOTHING / bins
     drawn = random.poisson(expected, (RESAMPLES, 2, bins)).astype(np.float64)
     drawn += random.normal(0.0, noise, drawn.shape) if noise else 0.0
     sampled, usable = _metrics(drawn), (drawn.sum(axis=-1) > 0).all(axis=-1)[:, None]
@@ -197,7 +213,7 @@ def _metrics(counts: Floats) -> Floats:
     """Return AUC, AP, sensitivity, ECE and Brier, [..., 5], of counts [..., 2, bins]."""
     bins = counts.shape[-1]
     middle = (np.arange(bins) + 0.5) / bins
-    near = _nearest_counts(counts)
+    near = nearest_counts(counts)
     columns = (
         _auc(counts),
         _average_precision(near),
@@ -254,19 +270,6 @@ def _ece(near: Floats, middle: Floats) -> Floats:
 def _brier(counts: Floats, middle: Floats) -> Floats:
     losses = counts[..., 1, :] * (1 - middle) ** 2 + counts[..., 0, :] * middle**2
     return _ratio(losses.sum(axis=-1), counts.sum(axis=(-2, -1)))
-
-
-def _nearest_counts(counts: Floats) -> Floats:
-    """Return the nearest (least squares) non-negative counts with the same total per class.
-
-    Projection onto the simplex by sorting (Held, Wolfe and Crowder 1974).
-    """
-    total = np.maximum(counts.sum(axis=-1, keepdims=True), 0.0)
-    falling = -np.sort(-counts, axis=-1)
-    surplus = (np.cumsum(falling, axis=-1) - total) / np.arange(1, counts.shape[-1] + 1)
-    kept = np.maximum((falling > surplus).sum(axis=-1, keepdims=True), 1)
-    near: Floats = np.maximum(counts - np.take_along_axis(surplus, kept - 1, axis=-1), 0.0)
-    return near
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

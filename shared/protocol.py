@@ -151,6 +151,11 @@ class Reply(Wire):
     personal: ScoreHistogram | None = Field(
         default=None, description="closing evaluation of the model fine-tuned at the site"
     )
+    subgroups: dict[Annotated[str, Field(max_length=32)], ScoreHistogram] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="closing evaluation of the cells of shared.subgroups, all of them or none",
+    )
     statistics: Statistics | None = None
     head: LedgerHead | None = None
     resent: bool = Field(default=False, description="computed earlier, sent again after a crash")
@@ -165,6 +170,8 @@ class Reply(Wire):
             raise ValueError("exactly the answers to describe carry statistics")
         if self.outcome != "refused" and (self.outcome == "described") != (self.round == 0):
             raise ValueError("round 0 is for describing, and only it")
+        if self.outcome != "evaluated" and (self.personal or self.subgroups):
+            raise ValueError("personal models and subgroups belong to the closing evaluation")
         return self
 
 

@@ -186,7 +186,7 @@ class Study(Plan):
     @property
     def needs_statistics(self) -> bool:
         """Whether the sites are asked for noised statistics before the first round."""
-        fills = self.table is not None and self.table.missing in ("mean", "median")
+        fills = self.table is not None and self.table.fills_in
         return fills or self.training.loss.needs_counts
 
     @property

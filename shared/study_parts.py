@@ -118,6 +118,11 @@ class Table(Plan):
             raise ValueError("columns must differ in name")
         return self
 
+    @property
+    def fills_in(self) -> bool:
+        """Whether missing values are filled in from the sites' statistics."""
+        return self.missing in ("mean", "median")
+
 
 class CnnModel(Plan):
     """Convolution and pooling stages with group norm and weight standardisation, dense head."""
