@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -64,14 +64,4 @@ def _eligible(ledger: Ledger, plan: Plan, patients: PatientSet, policy: Policy) 
     wanted = Wanted(plan, frozenset(patients.patients))
     allowed = ledger.eligible(wanted, limits(policy))
     stays = torch.tensor([p in allowed for p in patients.patients], dtype=torch.bool)
-    if bool(stays.all()):
-        return patients
-    images = stays[patients.image_patient]
-    position = stays.cumsum(0) - 1
-    return replace(
-        patients,
-        images=patients.images[images],
-        image_patient=position[patients.image_patient[images]],
-        labels=patients.labels[stays],
-        patients=tuple(p for p in patients.patients if p in allowed),
-    )
+    return patients if bool(stays.all()) else patients.only(stays)

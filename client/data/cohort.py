@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,15 +43,33 @@ class PatientSet:
         labels: int64 [n_patients]: each patient's class index in the study. In studies of
             findings [n_patients, findings]: 0 or 1, and -1 where nobody knows.
         patients: Each patient's pseudonym (keyed hash, 64 hex digits), ascending.
+        groups: In studies that ask for subgroups, for each grouping int64 [n_patients]: each
+            patient's index into the grouping's cells, `shared.subgroups.CELLS`.
     """
 
     images: torch.Tensor
     image_patient: torch.Tensor
     labels: torch.Tensor
     patients: tuple[str, ...]
+    groups: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.patients)
+
+    def only(self, stays: torch.Tensor) -> PatientSet:
+        """Return the patients that stay, with all that belongs to them.
+
+        Args:
+            stays: Whether each patient does, bool [n_patients].
+        """
+        images = stays[self.image_patient]
+        return PatientSet(
+            images=self.images[images],
+            image_patient=(stays.cumsum(0) - 1)[self.image_patient[images]],
+            labels=self.labels[stays],
+            patients=tuple(itertools.compress(self.patients, stays.tolist())),
+            groups={name: cells[stays] for name, cells in self.groups.items()},
+        )
 
 
 @dataclass(frozen=True)
