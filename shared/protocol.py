@@ -85,6 +85,12 @@ class Request(Wire):
         default=None, description="all sites' together, in studies that fill in missing values"
     )
     attempt: int = Field(default=0, ge=0, description="counts repeats of the same round")
+    counted: int = Field(
+        default=0,
+        ge=0,
+        description="newest round of the run in which the site's own update became part of the "
+        "model: an answer that came too late never did",
+    )
     known_head: LedgerHead | None = Field(
         default=None, description="the site's ledger head as the server last saw it"
     )
