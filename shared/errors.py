@@ -59,3 +59,7 @@ class CoordinatorError(ConsiliumError):
 
 class ProtocolError(ConsiliumError):
     """A message does not have the agreed form; it is refused whole."""
+
+
+class SimulationError(ConsiliumError):
+    """A scenario or the data it names is wrong; the researcher must act."""
