@@ -73,10 +73,7 @@ class WeightedMean:
             CoordinatorError: No update was added.
         """
         if self._weight == 0:
-            raise CoordinatorError(
-                "there is nothing to average: no site's update was accepted",
-                todo="Look at each site's reason in the run's events",
-            )
+            raise nothing_to_combine()
         return {
             name: (total.astype(np.float64) * (STEP / self._weight)).astype(np.float32)
             for name, total in self._sums.items()
@@ -91,6 +88,14 @@ class WeightedMean:
         if not all(np.all(np.abs(array) <= LARGEST_VALUE) for array in update.values()):
             return f"a value is not finite or exceeds {LARGEST_VALUE:g}"
         return ""
+
+
+def nothing_to_combine() -> CoordinatorError:
+    """Return the error of a round without any update."""
+    return CoordinatorError(
+        "there is nothing to average: no site's update was accepted",
+        todo="Look at each site's reason in the run's events",
+    )
 
 
 def running_mean(mean: Weights, newest: Weights, decay: float, rounds: int) -> Weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +46,7 @@ __all__ = [
     "load_study",
     "parse_study",
     "study_from_json",
+    "trimmed_sites",
 ]
 
 
@@ -91,6 +93,21 @@ class ServerOptimiser(Plan):
     beta2: float = Field(default=0.99, ge=0, lt=1, description="of adam and yogi: their squares'")
     tau: float = Field(default=1e-3, gt=0, le=1, description="of adam and yogi: adaptivity")
 
+    @model_validator(mode="after")
+    def _rate_is_chosen(self) -> ServerOptimiser:
+        if self.name in ("adam", "yogi") and "learning_rate" not in self.model_fields_set:
+            raise ValueError(
+                f"{self.name} moves each weight by about learning_rate a round: give one, such as "
+                "0.01"
+            )
+        return self
+
+
+def trimmed_sites(trim: float, sites: int) -> int:
+    """Return how many of the sites a trimmed mean leaves out at each end: floor(trim * sites)."""
+    # The product of a decimal fraction, such as .29 * 100, may fall short of a whole number.
+    return math.floor(trim * sites + 1e-9)
+
 
 class Federation(Plan):
     """Rounds, sites and deadlines."""
@@ -113,6 +130,17 @@ class Federation(Plan):
     def _enough_sites(self) -> Federation:
         if self.min_sites > self.sites:
             raise ValueError("min_sites must not exceed sites")
+        return self
+
+    @model_validator(mode="after")
+    def _sites_to_leave_out(self) -> Federation:
+        if self.aggregator == "median" and self.min_sites < 3:
+            raise ValueError("the median of fewer than 3 sites is their mean; raise min_sites to 3")
+        if self.aggregator == "trimmed-mean" and not trimmed_sites(self.trim, self.min_sites):
+            raise ValueError(
+                f"trim = {self.trim:g} cuts off nobody of min_sites = {self.min_sites}; it takes "
+                f"min_sites = {math.ceil(1 / self.trim - 1e-9)}"
+            )
         return self
 
 
