@@ -56,6 +56,7 @@ def run_federation(
     rules: Rules = FEDERATED_AVERAGING,
     clock: Clock = SYSTEM_CLOCK,
     patience: Patience = PATIENT,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Run a study to its release, or take it up after its last whole checkpoint.
 
@@ -79,6 +80,8 @@ def run_federation(
         rules: How updates are judged and combined.
         clock: Time.
         patience: How to wait and how often to try.
+        on_round: Called with a round's number when it begins; the closing evaluation has the
+            number after the last.
 
     Raises:
         CoordinatorError: Too few sites came, or a round failed as often as it was tried; names
@@ -89,7 +92,8 @@ def run_federation(
     with open_run(run_dir, study, sites, clock) as folder:
         heads = HeadBook(server_home / "heads.json", Countersigner.open(server_home))
         exchange = Exchange(sites, transport, heads, folder.log, clock, patience)
-        _Run(folder, study, sites, exchange, heads, rules, clock, patience).go(initial(study))
+        run = _Run(folder, study, sites, exchange, heads, rules, clock, patience, on_round)
+        run.go(initial(study))
 
 
 class _Run:
@@ -105,10 +109,11 @@ class _Run:
         rules: Rules,
         clock: Clock,
         patience: Patience,
+        on_round: Callable[[int], None],
     ) -> None:
         self._folder, self._study, self._sites = folder, study, sites
         self._exchange, self._heads, self._rules = exchange, heads, rules
-        self._clock, self._patience = clock, patience
+        self._clock, self._patience, self._on_round = clock, patience, on_round
 
     def go(self, first: Weights) -> None:
         """Train the rounds that are left, evaluate, release."""
@@ -138,6 +143,7 @@ class _Run:
     ) -> Checkpoint:
         """Do one round, and return the state after it, which is safe on disk by then."""
         began = self._clock.monotonic()
+        self._on_round(number)
         self._folder.log("round-started", round=number)
         combined = self._rules.aggregator(state.weights)
         question = self._question("train", number, state.weights, self._rules.update, combined)
@@ -192,6 +198,7 @@ class _Run:
     def _close(self, state: Checkpoint, metrics: JsonLines) -> None:
         """Evaluate the model to be released, once, and release it."""
         plan = self._study.federation
+        self._on_round(state.round + 1)
         self._exchange.wait_for_sites(plan.min_sites, plan.start_deadline)
         began = self._clock.monotonic()
         weights = state.average if plan.average else state.weights
