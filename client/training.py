@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,10 @@ from client.data.cohort import PatientSet
 from client.privacy.dpsgd import Batch, add_noise, clipped_sum, per_image_gradients
 from client.privacy.sampler import Lot, draw_lot
 from client.privacy.stream import RandomStream
+from client.terms import Term
 from shared.errors import DataError, SiteError
+from shared.losses import Criterion, make_loss
+from shared.schedule import learning_rates
 from shared.study import Study, Training
 
 log = logging.getLogger(__name__)
@@ -30,12 +34,15 @@ def train_round(
     stream: RandomStream,
     device: torch.device,
     physical_batch: int,
+    loss: Criterion | None = None,
+    terms: Sequence[Term] = (),
 ) -> None:
     """Train the model in place for the study's `local_steps` of one round.
 
     Each step is one Poisson-subsampled Gaussian mechanism with the patient as unit (Abadi et al.
     2016); an empty lot is a step of noise alone. The noised sum is divided by the expected lot
     and by the clipping norm C, so that the learning rate does not depend on C (De et al. 2022).
+    Terms of other remedies correct that gradient, never a patient's.
     Without privacy everything is the same but the noise: clipped gradients train as well, and
     one learning rate serves every epsilon. The optimiser starts afresh each round: a site
     remembers nothing between rounds.
@@ -50,23 +57,26 @@ def train_round(
         stream: Source of lots, image choices, views and noise.
         device: Where to compute.
         physical_batch: Images computed at once; the result does not depend on it.
+        loss: The study's loss; None: the one it names, if that needs no counts.
+        terms: Corrections of each step's noised, normalised gradient.
 
     Raises:
         DataError: There is no patient.
+        PolicyRefusal: The loss needs counts and none was given.
         ValueError: Privacy is on and the noise is not finite and above 0.
     """
     if len(patients) == 0:
         raise DataError("there is no patient to train on", todo="Check the site's data report")
     plan, clip = study.training, study.privacy.clip
+    loss = make_loss(study) if loss is None else loss
     if study.privacy.enabled and not 0 < noise_multiplier < math.inf:
         raise ValueError("private training needs noise")
     log.info("training on %s", device)
     model.to(device).train()
     optimiser = _optimiser(model, plan)
+    parameters = list(model.parameters())
     with per_image_gradients(model) as watched:
-        for step in range(plan.local_steps):
-            done = (round_number - 1) * plan.local_steps + step
-            _set_learning_rate(optimiser, study, done)
+        for rate in learning_rates(study, round_number):
             lot = draw_lot(
                 stream,
                 patients.image_patient,
@@ -75,13 +85,15 @@ def train_round(
                 study.privacy.images_per_patient,
             )
             batches = lot_batches(patients, lot, study, stream, watched, physical_batch)
-            total = clipped_sum(watched, batches, clip)
+            total = clipped_sum(watched, batches, clip, loss)
             if study.privacy.enabled:
                 add_noise(total, stream, noise_multiplier * clip)
-            expected = plan.sampling_rate * len(patients)
-            for parameter, gradient in zip(model.parameters(), total, strict=True):
-                parameter.grad = (gradient / (expected * clip)).to(parameter.dtype)
-            optimiser.step()
+            # From here on nothing is computed from patients, but from what was noised.
+            unit = plan.sampling_rate * len(patients) * clip
+            gradients = [(t / unit).to(p.dtype) for t, p in zip(total, parameters, strict=True)]
+            for term in terms:
+                term.correct(parameters, gradients)
+            _step(optimiser, parameters, gradients, rate)
     model.to("cpu").eval().zero_grad(set_to_none=True)
 
 
@@ -125,20 +137,29 @@ def lot_batches(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, images: torch.Tensor, device: torch.device, physical_batch: int
+    model: nn.Module,
+    images: torch.Tensor,
+    device: torch.device,
+    physical_batch: int,
+    *,
+    findings: bool = False,
 ) -> torch.Tensor:
-    """Return each image's class probabilities, float32 [n, classes], on the CPU.
+    """Return each image's probabilities, float32 [n, classes], on the CPU.
 
     Args:
         model: Moved to the device and back to the CPU.
-        images: float32 [n, channels, size, size] in [-1, 1]; n may be 0.
+        images: float32 [n, channels, size, size] in [-1, 1], or rows of a table [n, columns]; n
+            may be 0.
         device: Where to compute.
         physical_batch: Images computed at once.
+        findings: Whether each class is a finding with a probability of its own; otherwise the
+            probabilities of an image sum to 1.
     """
     model.to(device).eval()
     parameter = next(model.parameters())
+    probabilities = torch.sigmoid if findings else partial(torch.softmax, dim=1)
     parts = [
-        model(_move(part, parameter).to(parameter.dtype)).float().softmax(dim=1).cpu()
+        probabilities(model(_move(part, parameter).to(parameter.dtype)).float()).cpu()
         for part in torch.split(images, physical_batch)
     ]
     model.to("cpu")
@@ -185,12 +206,14 @@ def _optimiser(model: nn.Module, plan: Training) -> torch.optim.Optimizer:
     )
 
 
-def _set_learning_rate(optimiser: torch.optim.Optimizer, study: Study, done: int) -> None:
-    """Set the rate after `done` of the study's steps; the cosine falls to 0 at the last."""
-    plan = study.training
-    part = 1.0
-    if plan.schedule == "cosine":
-        whole = study.federation.rounds * plan.local_steps
-        part = (1 + math.cos(math.pi * min(done / whole, 1))) / 2
+def _step(
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[torch.Tensor],
+    rate: float,
+) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
     for group in optimiser.param_groups:
-        group["lr"] = plan.learning_rate * part
+        group["lr"] = rate
+    optimiser.step()

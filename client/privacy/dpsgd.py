@@ -13,7 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from client.privacy.stream import RandomStream
+from shared.losses import Criterion
 from shared.models.layers import StandardisedConv2d
+
+CROSS_ENTROPY = Criterion()
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Batch:
     """As many images of a lot as are computed at once; a patient may span several batches.
 
     Attributes:
-        images: [b, channels, size, size], on the model's device.
-        targets: Class index of each image's patient, int64 [b].
+        images: [b, channels, size, size], or rows of a table [b, columns], on the model's device.
+        targets: Label of each image's patient: class index, int64 [b], or findings [b, findings].
         weights: 1 / (number of images and views of the image's patient in this step), [b].
         owner: Position of the image's patient in the lot, int64 [b], ascending over batches; on
             the CPU, for it steers the computation.
@@ -34,13 +37,11 @@ class Batch:
     owner: torch.Tensor
 
 
-def weighted_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the sum over the batch of weight times cross entropy: no image affects another."""
+def weighted_loss(model: nn.Module, batch: Batch, loss: Criterion) -> torch.Tensor:
+    """Return the sum over the batch of weight times loss: no image affects another."""
     with torch.autocast("cuda", torch.bfloat16, enabled=_may_autocast(batch.images)):
         logits = model(batch.images)
-    logits = logits.to(batch.weights.dtype)
-    losses = functional.cross_entropy(logits, batch.targets, reduction="none")
-    return (losses * batch.weights).sum()
+    return (loss(logits.to(batch.weights.dtype), batch.targets) * batch.weights).sum()
 
 
 @contextmanager
@@ -83,7 +84,9 @@ def standardised_conv_gradient(
     return {layer.weight: gradient.view(-1, *weight.shape)}
 
 
-def clipped_sum(model: nn.Module, batches: Iterable[Batch], clip: float) -> list[torch.Tensor]:
+def clipped_sum(
+    model: nn.Module, batches: Iterable[Batch], clip: float, loss: Criterion = CROSS_ENTROPY
+) -> list[torch.Tensor]:
     """Sum the patients' gradients, each first scaled down to norm `clip` if it is longer.
 
     A patient's gradient is the weighted sum over the patient's images, in whichever batches they
@@ -94,6 +97,7 @@ def clipped_sum(model: nn.Module, batches: Iterable[Batch], clip: float) -> list
         model: As given by `per_image_gradients`, in training mode.
         batches: The lot's images; may be empty.
         clip: Largest norm C of a contribution.
+        loss: Of each image.
 
     Returns:
         One tensor per parameter of the model, of its shape.
@@ -103,7 +107,7 @@ def clipped_sum(model: nn.Module, batches: Iterable[Batch], clip: float) -> list
     unfinished: list[torch.Tensor] = []
     last = -1
     for batch in batches:
-        torch.autograd.backward(weighted_loss(model, batch))
+        torch.autograd.backward(weighted_loss(model, batch, loss))
         first = int(batch.owner[0])
         sums = [_per_patient(p, batch.owner - first) for p in parameters]
         if unfinished and last == first:
