@@ -36,7 +36,6 @@ class Aggregate:
     """
 
     scenario: str
-    variant: str
     strategy: str
     metric: str
     value: float | None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 MEAN = "(mean)"
 """Measurement.site of a mean over sites."""
@@ -26,7 +26,6 @@ class Measurement:
 
     Attributes:
         scenario: Name of the scenario.
-        variant: What a sweep's grid changed in it, as text; empty: nothing.
         strategy: Its name.
         seed: Of data, partition, training and noise.
         metric: One of `METRICS`; of several classes or findings the mean over them.
@@ -46,7 +45,6 @@ class Measurement:
     """
 
     scenario: str
-    variant: str
     strategy: str
     seed: int
     metric: str
@@ -70,15 +68,17 @@ class Cell:
     Attributes:
         id: 16 hex digits, of everything the figures depend on: scenario, strategy, seed, code.
         scenario: Name of the scenario.
-        variant: What a sweep's grid changed in it, as text.
-        settings: The same as values by dotted key.
         strategy: Its name.
         seed: The seed.
-        scenario_digest: SHA-256 of the resolved scenario without its seeds and strategies.
+        scenario_digest: SHA-256 of the resolved scenario without its seeds and strategies, and
+            of the files its data comes from.
         strategy_digest: SHA-256 of what the strategy changes.
         code: SHA-256 of the sources that decide the figures.
         code_version: Release, and commit in a checkout.
         machine: Processor, cores, accelerator, versions.
+        labels: Where a sweep puts it: axis -> place.
+        command: The command line that planned it.
+        scenario_text: The resolved scenario as JSON.
         state: "planned", "running", "finished" or "failed".
         reason: Why it failed, one line.
         started: ISO 8601, UTC.
@@ -102,8 +102,6 @@ class Cell:
 
     id: str
     scenario: str
-    variant: str
-    settings: dict[str, Any]
     strategy: str
     seed: int
     scenario_digest: str
@@ -111,6 +109,9 @@ class Cell:
     code: str
     code_version: str
     machine: str
+    labels: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    scenario_text: str = ""
     state: str = "planned"
     reason: str = ""
     started: str = ""
@@ -186,14 +187,18 @@ class Missing:
     Attributes:
         cell: Id of the cell.
         site: Its name.
-        what: E.g. "labels", "images", "column age".
-        count: How many are missing (or wrong).
+        what: What it is that is missing or wrong, e.g. "labels", "images", "values".
+        name: Of which class, finding or column; empty: no particular one.
+        cause: Why, as the scenario says it.
+        count: How many are missing or wrong.
         of: Out of how many.
     """
 
     cell: str
     site: str
     what: str
+    name: str
+    cause: str
     count: int
     of: int
 

@@ -190,7 +190,7 @@ def _supersede(connection: Connection, cell: Cell) -> None:
         table.code != cell.code,
         (table.strategy == cell.strategy) & (table.strategy_digest != cell.strategy_digest),
     )
-    same = (table.scenario == cell.scenario) & (table.variant == cell.variant)
+    same = table.scenario == cell.scenario
     connection.execute(update(cell_table).where(same, other).values(current=False))
 
 
