@@ -9,14 +9,12 @@ import torch
 from torch import nn
 
 from client.data.cohort import PatientSet
+from client.privacy.counts import noised
 from client.privacy.stream import RandomStream
 from client.training import predict
 from shared.metrics import score_histogram, scored_classes, to_record
 from shared.protocol import ScoreHistogram
 from shared.study import Study
-
-GRID = 64
-"""Noised counts are rounded to multiples of 1 / GRID."""
 
 
 def evaluate(
@@ -48,12 +46,7 @@ def evaluate(
         patient_scores(model, held_out, device, physical_batch), held_out.labels.numpy(), study
     )
     noise = noise_multiplier * math.sqrt(len(scored_classes(study)))
-    if not noise:
-        return to_record(exact, 0.0)
-    noised = exact + stream.gaussian(exact.shape, noise).numpy().astype(np.float64)
-    # The last bits of a sum of count and noise would tell which counts are possible (Mironov
-    # 2012); on a grid far coarser than the noise's own, every count is.
-    return to_record(np.round(noised * GRID) / GRID, noise)
+    return to_record(noised(exact, noise, stream), noise)
 
 
 def patient_scores(

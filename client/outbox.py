@@ -135,7 +135,8 @@ def digest(weights: Weights) -> str:
 
 
 def _answers(parcel: Parcel, request: Request) -> bool:
-    return parcel.kept.reply.outcome == {"train": "update", "evaluate": "evaluated"}[request.task]
+    outcomes = {"describe": "described", "train": "update", "evaluate": "evaluated"}
+    return parcel.kept.reply.outcome == outcomes[request.task]
 
 
 def _name(study: str, run: str, round_number: int) -> str:

@@ -102,7 +102,7 @@ def limits(policy: Policy) -> Limits:
     """Return what the policy grants each patient over all studies."""
     waived: set[Purpose] = set()
     if policy.allow_without_privacy:
-        waived.add("train")
+        waived.update(("describe", "train"))
     if policy.evaluation == "exact":
         waived.add("exact-evaluation")
     return Limits(policy.max_epsilon_per_patient, policy.max_delta, frozenset(waived))

@@ -16,7 +16,7 @@ from client.privacy.budget import Wanted
 from client.privacy.chain import Entry
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_store import hold
-from client.privacy.plans import Plan, evaluation_plan, training_plan
+from client.privacy.plans import Plan, description_plan, evaluation_plan, training_plan
 from client.vault import sync_folder
 from shared.errors import LedgerError
 
@@ -122,6 +122,8 @@ def _approved_uses(hospital: Hospital) -> list[Wanted]:
         cohort = hospital.load_cohort(hospital.site, study)
         train, held_out = frozenset(cohort.train.patients), frozenset(cohort.held_out.patients)
         uses.append(Wanted(training_plan(study, len(train)), train))
+        if study.needs_statistics:
+            uses.append(Wanted(description_plan(study, len(train)), train))
         policy = hospital.site.config.policy.evaluation
         kinds = {"none": (False,), "noised": (False,), "exact": (False, True)}[policy]
         for exact in kinds:

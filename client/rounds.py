@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from client.audit import Event, Left
+from client.describe import describe, keep_statistics, own_statistics
 from client.evaluation import evaluate
 from client.gate import check_update, load_model
 from client.hospital import Hospital, open_hospital
@@ -120,18 +121,11 @@ def _compute(
     _check_round(study, request)
     if request.task == "train":
         check_day(policy, ledger.rounds_today())
+    if request.task == "describe":
+        return _describe(hospital, ledger, study, request, weights)
     device, model = _device(site), load_model(study, weights)
     work = plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study))
-    # What could stop the answer from being kept or logged must show before anything is spent.
-    hospital.outbox.check_room(weights)
-    hospital.log(_started_event(request, len(work.train)))
-    reservations = ledger.reserve(
-        work.uses(),
-        limits(policy),
-        run=request.run,
-        round_number=request.round,
-        attempt=request.attempt,
-    )
+    reservations = _reserve(hospital, ledger, request, work, weights)
     evaluation, update = _run(hospital, study, request, work, model, weights, device)
     reply = Reply(
         study_digest=study.digest,
@@ -143,6 +137,51 @@ def _compute(
         evaluation=evaluation,
     )
     return Parcel(_kept(reply, weights, reservations), update)
+
+
+def _describe(
+    hospital: Hospital, ledger: Ledger, study: Study, request: Request, weights: Weights
+) -> Parcel:
+    """Release the study's statistics once; whoever asks again gets the same numbers."""
+    site, policy = hospital.site, hospital.site.config.policy
+    work = plan_work(ledger, study, "describe", policy, hospital.load_cohort(site, study))
+    statistics, reservations = own_statistics(hospital, study), tuple[Reservation, ...]()
+    if statistics is None and work.description:
+        reservations = _reserve(hospital, ledger, request, work, weights)
+        statistics = describe(
+            work.train,
+            study,
+            noise_multiplier=work.description.noise_multiplier,
+            stream=hospital.make_stream(request),
+        )
+        keep_statistics(hospital, study, statistics)
+    reply = Reply(
+        study_digest=study.digest,
+        run=request.run,
+        round=request.round,
+        outcome="described",
+        patients=len(work.train),
+        spending=_spending(ledger, study),
+        statistics=statistics,
+    )
+    return Parcel(_kept(reply, weights, reservations), {})
+
+
+def _reserve(
+    hospital: Hospital, ledger: Ledger, request: Request, work: Work, weights: Weights
+) -> tuple[Reservation, ...]:
+    """Charge a request's uses, after noting that it began."""
+    # What could stop the answer from being kept or logged must show before anything is spent.
+    hospital.outbox.check_room(weights)
+    hospital.log(_started_event(request, len(work.train)))
+    return ledger.reserve(
+        work.uses(),
+        limits(hospital.site.config.policy),
+        run=request.run,
+        round_number=request.round,
+        attempt=request.attempt,
+        later=work.later(),
+    )
 
 
 def _run(
@@ -185,6 +224,10 @@ def _run(
 
 
 def _check_round(study: Study, request: Request) -> None:
+    if request.task == "describe" and not study.needs_statistics:
+        raise ProtocolError(
+            "the server asks for statistics the study does not need", f"study {study.digest[:12]}"
+        )
     last = study.federation.rounds + (request.task == "evaluate")
     if request.round > last:
         raise PolicyRefusal(

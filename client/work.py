@@ -11,52 +11,85 @@ from client.data.cohort import Cohort, PatientSet
 from client.policy import check_delta, check_patients, limits
 from client.privacy.budget import Wanted
 from client.privacy.ledger import Ledger
-from client.privacy.plans import Plan, evaluation_plan, study_delta, training_plan
+from client.privacy.plans import (
+    Plan,
+    description_plan,
+    evaluation_plan,
+    study_delta,
+    training_plan,
+)
 from client.site import Policy
 from shared.study import Study
+
+Task = Literal["describe", "train", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Work:
-    """The patients of a round and the plans they are charged by; no plan: nothing is done."""
+    """The patients a request concerns, and the plans they are charged by; no plan: not done.
 
+    Attributes:
+        task: What is asked.
+        train: Patients to train on, or to describe.
+        held_out: Patients to evaluate on.
+        description: Of the noised statistics, when they are asked for.
+        training: Also when it only follows: after a description, or at the site alone.
+        evaluation: Also when it only follows.
+    """
+
+    task: Task
     train: PatientSet
     held_out: PatientSet
+    description: Plan | None
     training: Plan | None
     evaluation: Plan | None
 
     def uses(self) -> list[Wanted]:
-        """Return what to reserve."""
-        pairs = ((self.evaluation, self.held_out), (self.training, self.train))
-        return [Wanted(plan, frozenset(ps.patients)) for plan, ps in pairs if plan]
+        """Return what to reserve: one use of each plan that the task carries out."""
+        description = _wanted(self.description, self.train)
+        evaluation = _wanted(self.evaluation, self.held_out)
+        training = _wanted(self.training, self.train)
+        if self.task == "describe":
+            return description
+        return evaluation + training if self.task == "train" else evaluation
+
+    def later(self) -> list[Wanted]:
+        """Return what a description only makes sense with: the plans of the study to come."""
+        if self.task != "describe":
+            return []
+        return _wanted(self.training, self.train) + _wanted(self.evaluation, self.held_out)
 
 
-def plan_work(
-    ledger: Ledger,
-    study: Study,
-    task: Literal["describe", "train", "evaluate"],
-    policy: Policy,
-    cohort: Cohort,
-) -> Work:
+def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: Cohort) -> Work:
     """Choose the patients who may take part and the plans that apply to them.
 
     Raises:
         PolicyRefusal: Too few patients are left, or their number asks for a larger delta.
+        StudyError: No noise keeps the study's budget.
     """
     train, held_out = cohort.train, cohort.held_out
-    check_delta(policy, study_delta(study, len(train)))
-    training = evaluation = None
-    if task == "train":
+    patients = len(train)
+    check_delta(policy, study_delta(study, patients))
+    description = training = evaluation = None
+    if task != "evaluate" or study.training.personal_rounds:
         check_patients(policy, study, train.labels)
-        training = ledger.plan(study.digest, "train") or training_plan(study, len(train))
+        training = ledger.plan(study.digest, "train") or training_plan(study, patients)
         train = _eligible(ledger, training, train, policy)
         check_patients(policy, study, train.labels)
+    if task == "describe":
+        stored = ledger.plan(study.digest, "describe")
+        description = stored or description_plan(study, patients)
     if policy.evaluation != "none" and len(held_out):
         exact = policy.evaluation == "exact"
         stored = ledger.plan(study.digest, "exact-evaluation" if exact else "evaluate")
-        evaluation = stored or evaluation_plan(study, len(cohort.train), exact=exact)
+        evaluation = stored or evaluation_plan(study, patients, exact=exact)
         held_out = _eligible(ledger, evaluation, held_out, policy)
-    return Work(train, held_out, training, evaluation if len(held_out) else None)
+    evaluation = evaluation if len(held_out) else None
+    return Work(task, train, held_out, description, training, evaluation)
+
+
+def _wanted(plan: Plan | None, patients: PatientSet) -> list[Wanted]:
+    return [Wanted(plan, frozenset(patients.patients))] if plan else []
 
 
 def _eligible(ledger: Ledger, plan: Plan, patients: PatientSet, policy: Policy) -> PatientSet:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from shared.errors import StudyError
+from shared.study import Study
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -83,7 +84,13 @@ def rdp_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     return _rdp_epsilon(_group(mechanisms), delta, _ORDERS)
 
 
-def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def calibrate(
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    beside: Sequence[Mechanism] = (),
+) -> float:
     """Return the smallest noise multiplier whose epsilon is at most the given one.
 
     Args:
@@ -91,6 +98,7 @@ def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
         delta: In (0, 1).
         sampling_rate: In [0, 1].
         steps: Steps of the whole study, spare rounds included.
+        beside: Other mechanisms on the same patients, which the budget must cover too.
 
     Returns:
         The noise multiplier, within 0.1 % of the smallest that keeps the budget and never
@@ -103,7 +111,26 @@ def calibrate(epsilon: float, delta: float, sampling_rate: float, steps: int) ->
     if not 0 < epsilon < math.inf:
         raise StudyError(f"epsilon must be above 0, not {epsilon}", "privacy.epsilon")
     Mechanism(0.0, sampling_rate, steps)
-    return _calibrate(epsilon, delta, sampling_rate, steps)
+    others = _group(beside)
+    if (spent := _epsilon(others, delta)) >= epsilon:
+        raise StudyError(
+            f"the counts released before training cost epsilon {spent:.3g} alone, the study has "
+            f"{epsilon:g} in all",
+            "privacy.statistics_noise",
+            "Raise it, or raise privacy.epsilon",
+        )
+    return _calibrate(epsilon, delta, sampling_rate, steps, others)
+
+
+def before_training(study: Study) -> tuple[Mechanism, ...]:
+    """Return what a study releases of training patients before training: noised statistics.
+
+    Once, and once more for each spare round; see `shared.protocol.Statistics`.
+    """
+    if not (study.needs_statistics and study.privacy.enabled):
+        return ()
+    releases = 1 + study.privacy.spare_rounds
+    return (Mechanism(study.privacy.statistics_noise, 1.0, releases),)
 
 
 def default_delta(patients: int) -> float:
@@ -121,16 +148,21 @@ def _check_delta(delta: float) -> None:
 
 
 def _group(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
-    """Merge equal mechanisms, and all plain Gaussians into one, which is exact."""
+    """Merge equal mechanisms, and all plain Gaussians into one, which is exact.
+
+    The result does not depend on the portions in which a mechanism's steps come, not even in
+    its last bit: a budget that was calibrated to the full must not fail by rounding.
+    """
     steps: dict[tuple[float, float], int] = defaultdict(int)
-    precision = 0.0
     for m in mechanisms:
-        if m.sampling_rate == 1 and m.noise_multiplier > 0:
-            precision += m.steps / m.noise_multiplier**2
-        elif m.steps and m.sampling_rate:
+        if m.steps and m.sampling_rate:
             steps[m.noise_multiplier, m.sampling_rate] += m.steps
-    grouped = [Mechanism(noise, rate, n) for (noise, rate), n in steps.items()]
-    if precision:
+    plain = [(noise, n) for (noise, rate), n in steps.items() if rate == 1 and noise > 0]
+    grouped = [
+        Mechanism(noise, rate, n) for (noise, rate), n in steps.items() if rate < 1 or noise == 0
+    ]
+    if plain:
+        precision = math.fsum(n / noise**2 for noise, n in plain)
         grouped.append(Mechanism(precision**-0.5, 1.0, 1))
     return tuple(sorted(grouped))
 
@@ -148,14 +180,16 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def _calibrate(epsilon: float, delta: float, rate: float, steps: int) -> float:
+def _calibrate(
+    epsilon: float, delta: float, rate: float, steps: int, beside: tuple[Mechanism, ...]
+) -> float:
     from scipy.optimize import brentq
 
     if not (rate and steps):
         return 0.0
 
     def excess(log_noise: float) -> float:
-        spent = _epsilon(_group([Mechanism(math.exp(log_noise), rate, steps)]), delta)
+        spent = _epsilon(_group([Mechanism(math.exp(log_noise), rate, steps), *beside]), delta)
         return math.log(min(max(spent, 1e-12), 1e12) / epsilon)
 
     # Epsilon falls at least about as fast as the noise grows, so the excess bounds the way.

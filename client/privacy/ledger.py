@@ -160,6 +160,7 @@ class Ledger:
         run: str,
         round_number: int,
         attempt: int = 0,
+        later: Sequence[Wanted] = (),
     ) -> tuple[Reservation, ...]:
         """Charge uses of a study's plans, all or none, durably, before anything is computed.
 
@@ -167,8 +168,10 @@ class Ledger:
             wanted: The uses, all of one study; a plan seen for the first time is fixed now.
             limits: What the policy grants each patient.
             run: The server's run.
-            round_number: Of the run, from 1.
+            round_number: Of the run, from 1; 0 for what comes before the first round.
             attempt: Counts repeats of the round.
+            later: The study's other plans, which these uses make sense with only: they are
+                fixed now and must be affordable as well, but nothing is charged for them.
 
         Raises:
             PolicyRefusal: `budget-exhausted`: some patients cannot afford the rest of the
@@ -176,17 +179,15 @@ class Ledger:
             LedgerError: Nothing could be written, and nothing was charged.
         """
         with self._store.transaction() as held:
-            stored = plans_of(held.entries)
-            uses = [
-                replace(use, plan=stored.get((use.plan.study, use.plan.purpose), use.plan))
-                for use in wanted
-            ]
+            uses, others = _as_stored(held, wanted), _as_stored(held, later)
             opted_out = held.opted_out()
             for use in uses:
                 if not use.patients or not use.patients.isdisjoint(opted_out):
                     raise LedgerError("the round's patients changed just now", todo="Try again")
                 check_uses(held.entries, use.plan, run, round_number)
-            _refuse_poor(too_poor(held.entries, uses, held.members(), limits), limits)
+            _refuse_poor(too_poor(held.entries, uses + others, held.members(), limits), limits)
+            for use in others:
+                _fix(held, use)
             return tuple(
                 _charge(
                     held,
@@ -270,9 +271,34 @@ class Ledger:
         self.claim(None)
 
 
+def _as_stored(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
+    """Return the wanted uses with the plans that were fixed before, if they were."""
+    stored = plans_of(held.entries)
+    return [
+        replace(use, plan=stored.get((use.plan.study, use.plan.purpose), use.plan))
+        for use in wanted
+    ]
+
+
 def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:
     """Append a charge of `entry.uses` uses, after the plan itself if it is new."""
-    plan, cohort = use.plan, held.add_cohort(use.patients)
+    terms = _fix(held, use)
+    charge = replace(
+        terms,
+        kind="reserve",
+        run=entry.run,
+        round=entry.round,
+        attempt=entry.attempt,
+        uses=entry.uses,
+        steps=entry.uses * terms.steps,
+        spares=0,
+    )
+    return Reservation(held.append(charge).seq, use.plan, terms.cohort or "")
+
+
+def _fix(held: Transaction, use: Wanted) -> Entry:
+    """Append a plan, unless it is fixed already, and return its terms for these patients."""
+    plan = use.plan
     terms = Entry(
         kind="plan",
         study=plan.study,
@@ -284,21 +310,11 @@ def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:
         spares=plan.spares,
         epsilon=plan.epsilon,
         delta=plan.delta,
-        cohort=cohort,
+        cohort=held.add_cohort(use.patients),
     )
     if (plan.study, plan.purpose) not in plans_of(held.entries):
         held.append(terms)
-    charge = replace(
-        terms,
-        kind="reserve",
-        run=entry.run,
-        round=entry.round,
-        attempt=entry.attempt,
-        uses=entry.uses,
-        steps=entry.uses * plan.steps,
-        spares=0,
-    )
-    return Reservation(held.append(charge).seq, plan, cohort)
+    return terms
 
 
 def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:

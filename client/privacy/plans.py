@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from client.privacy.chain import Entry, Purpose
-from shared.accounting import calibrate, default_delta
+from shared.accounting import before_training, calibrate, default_delta
 from shared.study import Study
 
 
@@ -41,12 +41,40 @@ class Plan:
         return cls(**{name: getattr(entry, name) for name in cls.__dataclass_fields__})
 
 
+def description_plan(study: Study, patients: int) -> Plan:
+    """Return the plan of the noised statistics a study releases once, before training.
+
+    Its noise is the study's; training is calibrated so that both keep the budget together.
+
+    Args:
+        study: A study that needs statistics; without privacy the plan has no noise.
+        patients: Training patients N (public); sets the default delta.
+    """
+    private = study.privacy.enabled
+    return Plan(
+        study=study.digest,
+        purpose="describe",
+        noise_multiplier=study.privacy.statistics_noise if private else 0.0,
+        sampling_rate=1.0,
+        steps=1,
+        uses=1 + study.privacy.spare_rounds,
+        spares=study.privacy.spare_rounds,
+        epsilon=study.privacy.epsilon if private else 0.0,
+        delta=study_delta(study, patients),
+    )
+
+
 def training_plan(study: Study, patients: int) -> Plan:
-    """Calibrate training for the whole study: all rounds and spare rounds.
+    """Calibrate training for the whole study: all rounds, those that stay here, and spare ones.
+
+    What the study releases of the same patients before training is paid from the same budget.
 
     Args:
         study: The study; without privacy the plan has no noise.
         patients: Training patients N (public); sets the default delta.
+
+    Raises:
+        StudyError: No noise keeps the budget.
     """
     delta = study_delta(study, patients)
     rate = study.training.sampling_rate
@@ -54,12 +82,14 @@ def training_plan(study: Study, patients: int) -> Plan:
     return Plan(
         study=study.digest,
         purpose="train",
-        noise_multiplier=calibrate(study.privacy.epsilon, delta, rate, study.total_steps)
+        noise_multiplier=calibrate(
+            study.privacy.epsilon, delta, rate, study.total_steps, before_training(study)
+        )
         if private
         else 0.0,
         sampling_rate=rate,
         steps=study.training.local_steps,
-        uses=study.federation.rounds + study.privacy.spare_rounds,
+        uses=study.training_uses,
         spares=study.privacy.spare_rounds,
         epsilon=study.privacy.epsilon if private else 0.0,
         delta=delta,

@@ -11,7 +11,8 @@ from scipy import stats
 from torch import nn
 
 from client.data.cohort import PatientSet
-from client.evaluation import GRID, evaluate, patient_scores
+from client.evaluation import evaluate, patient_scores
+from client.privacy.counts import GRID
 from client.privacy.stream import OsStream
 from shared.protocol import ScoreHistogram
 from shared.study import Study
