@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shared.accounting import calibrate, default_delta
+from shared.accounting import before_training, calibrate, default_delta
 from shared.study import Study
 
 EXAMPLE_SITES = (100, 300, 1000, 3000)
@@ -77,7 +77,8 @@ def site_noise(study: Study, patients: int) -> SiteNoise:
 def training_noise(study: Study, patients: int) -> float:
     """Return the noise multiplier of a site's training; see `site_noise`."""
     rate, delta = study.training.sampling_rate, _delta(study, patients)
-    return calibrate(study.privacy.epsilon, delta, rate, study.total_steps)
+    beside = before_training(study)
+    return calibrate(study.privacy.epsilon, delta, rate, study.total_steps, beside)
 
 
 MOSTLY_NOISE, NOISY, BEARABLE = 0.1, 0.06, 0.02
