@@ -7,17 +7,26 @@ from torch import nn
 
 from shared.errors import ConsiliumError, ProtocolError, SiteError
 from shared.models import build_model, get_weights, set_weights
+from shared.protocol import Statistics
+from shared.statistics import statistics_layout
 from shared.study import Study
 from shared.transport import Weights
 
 
-def load_model(study: Study, weights: Weights) -> nn.Module:
+def load_model(study: Study, weights: Weights, statistics: Statistics | None = None) -> nn.Module:
     """Return the study's model with the global weights.
 
+    Args:
+        study: The plan.
+        weights: As received.
+        statistics: Of all sites, as received; a study that fills in from them cannot do without.
+
     Raises:
-        ProtocolError: The weights are not those of the study's model, or not finite.
+        ProtocolError: The weights are not those of the study's model, or not finite; or the
+            statistics are missing, or not what the study counts.
     """
-    model = build_model(study)
+    _check_statistics(study, statistics)
+    model = build_model(study, statistics)
     _check(weights, get_weights(model), ProtocolError, "the global weights are refused")
     set_weights(model, weights)
     return model
@@ -34,6 +43,16 @@ def check_update(update: Weights, weights: Weights) -> None:
         SiteError: It must not leave.
     """
     _check(update, weights, SiteError, "the update is not fit to leave")
+
+
+def _check_statistics(study: Study, statistics: Statistics | None) -> None:
+    if statistics is None:
+        if study.table is not None and study.table.fills_in:
+            raise ProtocolError("the statistics that missing values are filled in from are missing")
+        return
+    lengths = len(statistics.classes), tuple(map(len, statistics.columns))
+    if lengths != statistics_layout(study):
+        raise ProtocolError("the statistics are not those the study counts")
 
 
 def _check(arrays: Weights, like: Weights, error: type[ConsiliumError], what: str) -> None:

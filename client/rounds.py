@@ -123,7 +123,7 @@ def _compute(
         check_day(policy, ledger.rounds_today())
     if request.task == "describe":
         return _describe(hospital, ledger, study, request, weights)
-    device, model = _device(site), load_model(study, weights)
+    device, model = _device(site), load_model(study, weights, request.statistics)
     work = plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study))
     reservations = _reserve(hospital, ledger, request, work, weights)
     evaluation, update = _run(hospital, study, request, work, model, weights, device)

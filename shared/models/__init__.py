@@ -13,39 +13,62 @@ from shared.errors import StudyError
 from shared.models.attention import Attention
 from shared.models.cnn import Cnn
 from shared.models.layers import draw_weights
-from shared.study import Study
+from shared.models.table import TableNet
+from shared.protocol import Statistics
+from shared.statistics import means_and_medians
+from shared.study import Study, TableModel
 
 Weights = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
-# Name in the study -> model built from (its plan, size, channels, classes), last layer `head`.
-MODELS: dict[str, Callable[[Any, int, int, int], nn.Module]] = {"cnn": Cnn, "attention": Attention}
+MODELS: dict[str, Callable[[Any, int, int, int], nn.Module]] = {
+    "cnn": Cnn,
+    "attention": Attention,
+}
+"""Models of images: name in the study -> built from its plan, size, channels and classes."""
 
 
-def build_model(study: Study) -> nn.Module:
+def build_model(study: Study, statistics: Statistics | None = None) -> nn.Module:
     """Build the study's model with its initial weights, float32 on the CPU.
 
     The weights follow from the study's digest alone, so that everybody can check them; the
-    global random state is not touched. The last layer starts at zero.
+    global random state is not touched. The last layer, `head`, starts at zero.
+
+    Args:
+        study: The plan.
+        statistics: Of all sites together; a study of a table that fills in from them (`mean`,
+            `median`) fills in the middle of each range without.
 
     Returns:
-        A module from images [b, channels, size, size] to logits [b, classes].
+        A module from images [b, channels, size, size], or rows of a table [b, columns], to
+        logits [b, classes].
 
     Raises:
         StudyError: The study names an unknown model.
     """
-    if study.model.name not in MODELS:
-        raise StudyError(
-            f"unknown model {study.model.name!r}", "model.name", f"Choose one of {list(MODELS)}"
-        )
-    with torch.device("meta"):
-        model = MODELS[study.model.name](
-            study.model, study.input.size, study.input.channels, len(study.task.classes)
-        )
-    model.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        model = _table_model(study, statistics) if study.table else _image_model(study)
     generator = torch.Generator().manual_seed(int(study.digest[:15], 16))
     draw_weights(model, generator)
     nn.init.zeros_(model.get_parameter("head.weight"))
     return model
+
+
+def _image_model(study: Study) -> nn.Module:
+    name, classes = study.model.name, len(study.task.classes)
+    if name not in MODELS:
+        raise StudyError(f"unknown model {name!r}", "model.name", f"Choose one of {list(MODELS)}")
+    return MODELS[name](study.model, study.input.size, study.input.channels, classes)
+
+
+def _table_model(study: Study, statistics: Statistics | None) -> nn.Module:
+    plan, table = study.model, study.table
+    if table is None or not isinstance(plan, TableModel):
+        raise StudyError("a table needs the model 'table'", "model.name")
+    centres: list[float] = []
+    if table.fills_in and statistics is not None:
+        found = means_and_medians(statistics, table)
+        centres = [c.mean if table.missing == "mean" else c.median for c in found]
+    return TableNet(plan, table, len(study.task.classes), centres)
 
 
 def initial_weights(study: Study) -> Weights:
