@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +16,10 @@ from shared.transport import Received, Transport, Weights
 
 NOT_APPROVED = "study-not-approved"
 
-State = Literal["update", "evaluated", "refused", "failed", "late", "absent"]
+State = Literal["described", "update", "evaluated", "refused", "failed", "late", "absent"]
+
+DONE: dict[str, State] = {"describe": "described", "train": "update", "evaluate": "evaluated"}
+"""The state of a site that has done a task, which is also the outcome its reply names."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Answer:
     @property
     def delivered(self) -> bool:
         """Whether the site did what was asked."""
-        return self.state in ("update", "evaluated")
+        return self.state in DONE.values()
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Question:
 
     Attributes:
         request: What every site is asked; heads are filled in per site.
-        weights: Global weights that travel along.
+        weights: Arrays that travel along.
         take: Judges and folds in a site's delivery; returns why it is refused, or nothing.
         seconds: Time each site has from being asked.
+        counted: The newest round each site's update became part of the model, by name.
         open_until: Until then sites that come online, or approve the study, are still asked.
         answers: What has come in.
         asked: How often each site was asked.
@@ -78,6 +82,7 @@ class Question:
     weights: Weights
     take: Callable[[str, Reply, Weights], str]
     seconds: float
+    counted: Mapping[str, int] = field(default_factory=dict)
     open_until: float = 0.0
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
@@ -218,7 +223,12 @@ class Exchange:
             question.answers.pop(site, None)
             head, signature = self._heads.known(site)
             attempt = question.asked[site]
-            update = {"known_head": head, "countersignature": signature, "attempt": attempt}
+            update = {
+                "known_head": head,
+                "countersignature": signature,
+                "attempt": attempt,
+                "counted": question.counted.get(site, 0),
+            }
             request = question.request.model_copy(update=update)
             question.since[site] = now = self._clock.monotonic()
             question.asked[site] += 1
@@ -233,7 +243,7 @@ class Exchange:
     def _collect(self, question: Question) -> None:
         for received in self._transport.receive(list(self._sent)):
             sent = self._sent.pop(received.message, None)
-            if sent is not None and self._delivered.get(sent.site, 0) < sent.round:
+            if sent is not None and self._delivered.get(sent.site, -1) < sent.round:
                 self._take(received, sent, question)
         now = self._clock.monotonic()
         self._sent = {key: sent for key, sent in self._sent.items() if now < sent.expires}
@@ -261,8 +271,7 @@ class Exchange:
             question.answers[site] = Answer("failed", f"rejected: {reason}", reply)
         else:
             self._delivered[site] = number
-            done: State = "update" if question.request.task == "train" else "evaluated"
-            question.answers[site] = Answer(done, reply=reply)
+            question.answers[site] = Answer(DONE[question.request.task], reply=reply)
             spent = reply.spending.epsilon if reply.spending else None
             self._log("site-replied", round=number, site=site, epsilon=spent, resent=reply.resent)
 

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from server.aggregate import Aggregator, WeightedMean, running_mean
+from server.advance import advance, first_state, share_of_patients, travelling_control
+from server.aggregate import Aggregator
 from server.clock import Clock
 from server.countersign import Countersigner, HeadBook
 from server.exchange import Exchange, Patience, Question
 from server.files import JsonLines
-from server.guards import EVALUATION_RULES, UPDATE_RULES, Rule, Submission, first_objection
-from server.outcome import metrics_line, overall_metrics, site_records
+from server.guards import (
+    DESCRIPTION_RULES,
+    EVALUATION_RULES,
+    UPDATE_RULES,
+    Rule,
+    Submission,
+    first_objection,
+)
+from server.outcome import metrics_line, overall_metrics, site_records, subgroup_metrics
 from server.release import ModelCard, sha256, weights_file, write_release
+from server.robust import make_aggregator
 from server.runs import Checkpoint, RunFolder, open_run
 from shared.errors import CoordinatorError
 from shared.models import initial_weights
-from shared.protocol import Reply, Request
+from shared.protocol import Reply, Request, Statistics
+from shared.statistics import merge_statistics
 from shared.study import Study
 from shared.transport import Transport, Weights
 
@@ -32,17 +42,19 @@ class Rules:
     """How a run judges and combines what comes in.
 
     Attributes:
+        description: What statistics asked for before round 1 must pass.
         update: What an update must pass.
         evaluation: What the answer to the closing evaluation must pass.
-        aggregator: Makes a round's aggregator from the global weights.
+        aggregator: Makes a round's aggregator from the study and the global weights.
     """
 
+    description: Sequence[Rule] = DESCRIPTION_RULES
     update: Sequence[Rule] = UPDATE_RULES
     evaluation: Sequence[Rule] = EVALUATION_RULES
-    aggregator: Callable[[Weights], Aggregator] = WeightedMean
+    aggregator: Callable[[Study, Weights], Aggregator] = make_aggregator
 
 
-FEDERATED_AVERAGING = Rules()
+AS_THE_STUDY_SAYS = Rules()
 
 
 def run_federation(
@@ -53,7 +65,7 @@ def run_federation(
     *,
     server_home: Path,
     initial: Callable[[Study], Weights] = initial_weights,
-    rules: Rules = FEDERATED_AVERAGING,
+    rules: Rules = AS_THE_STUDY_SAYS,
     clock: Clock = SYSTEM_CLOCK,
     patience: Patience = PATIENT,
     on_round: Callable[[int], None] = lambda _: None,
@@ -63,6 +75,9 @@ def run_federation(
     Leaves in `run_dir`: `study.json`, `sites.json`, `run.json`, `events.jsonl`,
     `metrics.jsonl`, `checkpoints/`, `model.safetensors` and `model-card.json`. A run that has
     its card is done; running it again changes nothing.
+
+    Where the study needs the sites' noised statistics, they are asked for before round 1 and
+    kept in `statistics.json`; a site that comes later trains with those of the others.
 
     Until `federation.start_deadline` after the start, a round is open: sites that come online,
     or approve the study, are asked too, and the round waits for those that have done neither.
@@ -114,29 +129,52 @@ class _Run:
         self._folder, self._study, self._sites = folder, study, sites
         self._exchange, self._heads, self._rules = exchange, heads, rules
         self._clock, self._patience, self._on_round = clock, patience, on_round
+        self._statistics: Statistics | None = None
 
     def go(self, first: Weights) -> None:
-        """Train the rounds that are left, evaluate, release."""
+        """Let the sites describe their data, train the rounds left, evaluate, release."""
         plan = self._study.federation
         if len(self._sites) < plan.min_sites:
             raise CoordinatorError(
                 f"{len(self._sites)} sites may take part, but the study needs {plan.min_sites}",
                 todo="Enrol more sites, or lower federation.min_sites",
             )
-        start = Checkpoint(0, first, first if plan.average else {})
-        state = self._folder.latest(start)
+        state = self._folder.latest(first_state(self._study, first))
         self._folder.log("run-started", run=self._folder.run, rounds_done=state.round)
         self._heads.confirm(state.heads)
         metrics = self._folder.open_metrics(state.round)
         try:
             self._exchange.wait_for_sites(plan.min_sites, plan.start_deadline)
             open_until = self._clock.monotonic() + plan.start_deadline
+            self._statistics = self._describe(open_until)
             for number in range(state.round + 1, plan.rounds + 1):
                 state = self._train(number, state, metrics, open_until)
             self._close(state, metrics)
         finally:
             metrics.close()
         self._folder.log("run-finished", round=plan.rounds)
+
+    def _describe(self, open_until: float) -> Statistics | None:
+        """Return the noised counts of all sites' training patients; None if nobody needs them.
+
+        They are asked for once a run.
+        """
+        known = self._folder.statistics()
+        if known is not None or not self._study.needs_statistics:
+            return known
+        question = self._question("describe", 0, {}, self._rules.description)
+        question.open_until = open_until
+        self._try(question)
+        parts = {
+            site: answer.reply.statistics
+            for site, answer in sorted(question.answers.items())
+            if answer.delivered and answer.reply and answer.reply.statistics
+        }
+        statistics = merge_statistics(list(parts.values()))
+        self._folder.save_statistics(statistics)
+        self._heads.confirm(self._exchange.seen_heads)
+        self._folder.log("described", sites=list(parts), noise=statistics.noise)
+        return statistics
 
     def _train(
         self, number: int, state: Checkpoint, metrics: JsonLines, open_until: float
@@ -145,17 +183,17 @@ class _Run:
         began = self._clock.monotonic()
         self._on_round(number)
         self._folder.log("round-started", round=number)
-        combined = self._rules.aggregator(state.weights)
+        combined = self._rules.aggregator(self._study, state.weights)
         question = self._question("train", number, state.weights, self._rules.update, combined)
+        question.weights = state.weights | travelling_control(state)
+        question.counted = {site: record.last_round for site, record in state.sites.items()}
         question.open_until = open_until
         self._try(question)
-        change = combined.finish()
-        weights = {name: array + change[name] for name, array in state.weights.items()}
-        after = Checkpoint(
-            round=number,
-            weights=weights,
-            average=running_mean(state.average, weights, self._study.federation.average, number),
-            sites=site_records(state.sites, question.answers),
+        sites = site_records(state.sites, question.answers)
+        share = share_of_patients(sites, number)
+        after = replace(
+            advance(self._study, state, combined.finish(), share),
+            sites=sites,
             heads={**state.heads, **self._exchange.seen_heads},
         )
         line = self._line(question, began)
@@ -189,8 +227,9 @@ class _Run:
             f"{site}: {answer.state}{f', {answer.reason}' if answer.reason else ''}"
             for site, answer in sorted(question.answers.items())
         )
+        what = f"round {number}" if number else "the description of the data"
         raise CoordinatorError(
-            f"round {number} failed: {delivered} of at least {plan.min_sites} sites delivered",
+            f"{what} failed: {delivered} of at least {plan.min_sites} sites delivered",
             reasons,
             "Settle the reasons with these sites, then start the run again: it goes on from here",
         )
@@ -220,12 +259,14 @@ class _Run:
             rounds=state.round,
             sites=site_records(state.sites, question.answers),
             closing=overall_metrics(self._study, question.answers),
+            subgroups=subgroup_metrics(self._study, question.answers),
+            statistics=self._statistics,
         )
         write_release(self._folder.path, content, card)
 
     def _question(
         self,
-        task: Literal["train", "evaluate"],
+        task: Literal["describe", "train", "evaluate"],
         number: int,
         weights: Weights,
         rules: Sequence[Rule],
@@ -238,6 +279,7 @@ class _Run:
             study_digest=self._study.digest,
             study=self._study.canonical(),
             round=number,
+            statistics=self._statistics if self._study.table is not None else None,
         )
 
         def take(site: str, reply: Reply, update: Weights) -> str:

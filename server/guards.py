@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from server.aggregate import LARGEST_VALUE
-from shared.protocol import Reply, Request
+from server.exchange import DONE
+from shared.metrics import scored_classes
+from shared.protocol import Reply, Request, ScoreHistogram
+from shared.statistics import statistics_layout, statistics_sensitivity
 from shared.study import Study
+from shared.subgroups import subgroup_keys
 from shared.transport import Weights
 
 
@@ -57,8 +62,7 @@ def for_this_round(it: Submission) -> str:
 
 def answers_the_task(it: Submission) -> str:
     """Refuse an update where an evaluation was asked for, and the reverse."""
-    expected = {"train": "update", "evaluate": "evaluated"}[it.request.task]
-    return "" if it.reply.outcome == expected else f"it did not {it.request.task}"
+    return "" if it.reply.outcome == DONE[it.request.task] else f"it did not {it.request.task}"
 
 
 def believable_patients(it: Submission) -> str:
@@ -126,18 +130,35 @@ class NormBelow:
 
 def believable_evaluation(it: Submission) -> str:
     """Refuse score histograms that are not the study's; none at all is the site's right."""
-    histogram = it.reply.evaluation
-    if histogram is None:
-        return ""
-    classes = len(it.study.task.classes)
-    if histogram.targets != (1 if classes == 2 else classes):
-        return "its score histograms are not of the study's classes"
-    if histogram.bins != it.study.privacy.score_bins:
-        return "its score histograms do not have the study's bins"
-    if max(map(abs, (histogram.noise, *histogram.counts))) > MOST_IN_A_BIN:
-        return "its score histograms count more patients than there can be"
+    cells = it.reply.subgroups
+    if cells and set(cells) != set(subgroup_keys(it.study)):
+        return "its subgroups are not the study's"
+    if it.reply.personal and not it.study.training.personal_rounds:
+        return "it evaluated a personal model, which the study does not have"
+    histograms = (it.reply.evaluation, it.reply.personal, *cells.values())
+    reasons = (_objection_to_scores(it.study, each) for each in histograms if each is not None)
+    return next(filter(None, reasons), "")
+
+
+def believable_statistics(it: Submission) -> str:
+    """Refuse counts that are not laid out as the study's, or with other noise than its own."""
+    statistics, study = it.reply.statistics, it.study
+    if statistics is None:
+        return "it sent no statistics"
+    classes, columns = statistics_layout(study)
+    if (len(statistics.classes), tuple(map(len, statistics.columns))) != (classes, columns):
+        return "its counts are not of the study's classes and columns"
+    private = study.privacy.enabled
+    noise = study.privacy.statistics_noise * statistics_sensitivity(study) if private else 0.0
+    if not math.isclose(statistics.noise, noise, rel_tol=1e-6):
+        return f"the noise of its counts is {statistics.noise:.4g}; the study asks for {noise:.4g}"
+    if max(map(abs, (*statistics.classes, *sum(statistics.columns, ())))) > MOST_IN_A_BIN:
+        return "it counts more patients than there can be"
     return ""
 
+
+DESCRIPTION_RULES: tuple[Rule, ...] = (for_this_round, answers_the_task, believable_statistics)
+"""What the answer to the question for statistics must pass."""
 
 EVALUATION_RULES: tuple[Rule, ...] = (for_this_round, answers_the_task, believable_evaluation)
 """What the answer to the closing evaluation must pass."""
@@ -153,6 +174,16 @@ UPDATE_RULES: tuple[Rule, ...] = (
     NormBelow(),
 )
 """What an update must pass, in this order: later rules rely on the earlier ones."""
+
+
+def _objection_to_scores(study: Study, histogram: ScoreHistogram) -> str:
+    if histogram.targets != len(scored_classes(study)):
+        return "its score histograms are not of the study's classes"
+    if histogram.bins != study.privacy.score_bins:
+        return "its score histograms do not have the study's bins"
+    if max(map(abs, (histogram.noise, *histogram.counts))) > MOST_IN_A_BIN:
+        return "its score histograms count more patients than there can be"
+    return ""
 
 
 def _norm(weights: Weights) -> float:

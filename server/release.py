@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from server.files import write_atomically
 from shared.errors import CoordinatorError
+from shared.protocol import Statistics
 from shared.study import Study
 from shared.transport import Weights
 
@@ -25,6 +26,7 @@ class SiteRecord(Record):
     """What one site has contributed and spent, as its own replies said."""
 
     rounds: int = Field(default=0, ge=0, description="rounds its update is part of")
+    last_round: int = Field(default=0, ge=0, description="the newest of them")
     patients: int = Field(default=0, ge=0, description="training patients")
     epsilon: float = Field(default=0, ge=0, description="spent in this study")
     budget: float = Field(default=0, ge=0)
@@ -46,7 +48,16 @@ class ModelCard(Record):
     weights_sha256: str
     rounds: int
     sites: dict[str, SiteRecord]
-    closing: dict[str, float | int | None] = Field(description="metrics of the closing evaluation")
+    closing: dict[str, float | int | None] = Field(
+        description="metrics of the closing evaluation; personal_*: of the models fine-tuned at "
+        "the sites, which stay there"
+    )
+    subgroups: dict[str, dict[str, float | int | None]] = Field(
+        default_factory=dict, description="the same metrics by group of patients"
+    )
+    statistics: Statistics | None = Field(
+        default=None, description="all sites' noised counts, from which missing values are filled"
+    )
     test_auc: float | None = Field(default=None, description="on data no site has seen")
     test_metrics: dict[str, float | int | None] = Field(default_factory=dict)
 

@@ -21,9 +21,12 @@ from server.clock import Clock
 from server.files import JsonLines, write_atomically
 from server.release import Record, SiteRecord, sha256, weights_file
 from shared.errors import ConsiliumError, CoordinatorError
-from shared.protocol import Digest, LedgerHead
+from shared.protocol import Digest, LedgerHead, Statistics
 from shared.study import Study
 from shared.transport import Weights
+
+STATISTICS = "statistics.json"
+"""File of a run with the counts of all sites together, in studies that ask for them."""
 
 
 class Log(Protocol):
@@ -41,6 +44,8 @@ class Checkpoint:
         round: Rounds done; 0 before the first.
         weights: Global weights the next round starts from.
         average: Running mean of the global weights; empty when the study asks for none.
+        optimiser: What the server's optimiser remembers (`server.optimise`).
+        control: The server's control variate (SCAFFOLD); empty when the study asks for none.
         sites: What each site has contributed so far, by name.
         heads: Newest ledger heads of the sites, by name.
     """
@@ -48,6 +53,8 @@ class Checkpoint:
     round: int
     weights: Weights
     average: Weights = field(default_factory=dict)
+    optimiser: Weights = field(default_factory=dict)
+    control: Weights = field(default_factory=dict)
     sites: dict[str, SiteRecord] = field(default_factory=dict)
     heads: dict[str, LedgerHead] = field(default_factory=dict)
 
@@ -106,6 +113,29 @@ class RunFolder:
                 self.log("checkpoint-damaged", round=_round_of(path), reason=reason)
         return start
 
+    def save_statistics(self, statistics: Statistics) -> None:
+        """Write what the sites have counted together; from then on it is settled.
+
+        Raises:
+            CoordinatorError: The disk is full.
+        """
+        content = statistics.model_dump_json(indent=1).encode()
+        write_atomically(self.path / STATISTICS, content)
+
+    def statistics(self) -> Statistics | None:
+        """Return what the sites have counted together, or None before they have.
+
+        A damaged file is logged as `statistics-damaged` and passed over: the sites keep what
+        they have sent, and send the same again.
+        """
+        try:
+            return Statistics.model_validate_json((self.path / STATISTICS).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            self.log("statistics-damaged", reason=type(error).__name__)
+            return None
+
     def open_metrics(self, last_round: int) -> JsonLines:
         """Open `metrics.jsonl`, less the lines of rounds a lost checkpoint makes again."""
         return JsonLines(
@@ -126,17 +156,14 @@ class RunFolder:
         if sha256(content) != state.weights_sha256:
             raise ValueError("its weights are not the ones that were written")
         arrays = load(content)
-        expected = {f"global/{name}": array.shape for name, array in start.weights.items()}
-        expected |= {f"average/{name}": array.shape for name, array in start.average.items()}
-        if {name: array.shape for name, array in arrays.items()} != expected:
-            raise ValueError("its weights are not of the study's model")
-        return Checkpoint(
-            round=state.round,
-            weights={name: arrays[f"global/{name}"] for name in start.weights},
-            average={name: arrays[f"average/{name}"] for name in start.average},
-            sites=state.sites,
-            heads=state.heads,
-        )
+        shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != {name: array.shape for name, array in _arrays(start).items()}:
+            raise ValueError("its arrays are not of the study's model")
+        groups = {
+            group: {name: arrays[f"{folder}/{name}"] for name in getattr(start, group)}
+            for group, folder in _GROUPS.items()
+        }
+        return Checkpoint(round=state.round, sites=state.sites, heads=state.heads, **groups)
 
 
 @contextmanager
@@ -219,9 +246,26 @@ def _identify(path: Path, study: Study, sites: dict[int, str], clock: Clock) -> 
     return identity.run
 
 
+_GROUPS = {
+    "weights": "global",
+    "average": "average",
+    "optimiser": "optimiser",
+    "control": "control",
+}
+"""The array fields of a checkpoint, and what stands before their names in the file."""
+
+
+def _arrays(checkpoint: Checkpoint) -> Weights:
+    """Return all arrays of a checkpoint under the names they have in its file."""
+    return {
+        f"{folder}/{name}": array
+        for group, folder in _GROUPS.items()
+        for name, array in getattr(checkpoint, group).items()
+    }
+
+
 def _pack(checkpoint: Checkpoint, study: Study) -> bytes:
-    arrays = {f"global/{name}": array for name, array in checkpoint.weights.items()}
-    arrays |= {f"average/{name}": array for name, array in checkpoint.average.items()}
+    arrays = _arrays(checkpoint)
     return weights_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, study)
 
 
