@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client.data.attributes import patient_cell
 from client.data.folder import Folder, list_folder
 from client.data.images import (
     Images,
@@ -115,8 +116,8 @@ def load_cohort(site: Site, study: Study, *, use_cache: bool = True) -> Cohort:
     _check_study(report, study, where)
     _check_policy(report, site.config.policy, where)
     return Cohort(
-        train=_patient_set(train, images.pixels, vault),
-        held_out=_patient_set(held_out, images.pixels, vault),
+        train=_patient_set(train, images, vault, study),
+        held_out=_patient_set(held_out, images, vault, study),
         report=report,
     )
 
@@ -130,11 +131,12 @@ def _images(
 ) -> tuple[Images, list[str]]:
     """Return the images of all entries with a file and a class, and notes for the report."""
     jobs = [Job(entry.file, not entry.patient) for entry in entries if entry.file and entry.usable]
-    key = cache_key(jobs, study.input, site.config)
+    groupings = study.privacy.subgroups
+    key = cache_key(jobs, study.input, site.config, groupings)
     path = site.cache / f"{study.digest}.images"
     if use_cache and (cached := read_cache(path, vault, key)):
         return cached, []
-    images = decode_images(jobs, study.input, site.config)
+    images = decode_images(jobs, study.input, site.config, groupings)
     notes = []
     if use_cache:
         try:
@@ -167,17 +169,29 @@ def _split(entries: Iterable[Entry], held_out: float) -> tuple[Side, Side]:
     return train, kept
 
 
-def _patient_set(side: Side, pixels: npt.NDArray[np.float32], vault: Vault) -> PatientSet:
+def _patient_set(side: Side, images: Images, vault: Vault, study: Study) -> PatientSet:
     """Put patients in the order of their pseudonyms, which tells nothing, and gather images."""
     patients = sorted((vault.pseudonym(name), entries) for name, entries in side.items())
     positions = [entry.image for _, entries in patients for entry in entries]
     owners = [owner for owner, (_, entries) in enumerate(patients) for _ in entries]
     return PatientSet(
-        images=torch.from_numpy(pixels[np.array(positions, dtype=np.intp)]),
+        images=torch.from_numpy(images.pixels[np.array(positions, dtype=np.intp)]),
         image_patient=torch.tensor(owners, dtype=torch.int64),
         labels=torch.tensor([entries[0].target for _, entries in patients], dtype=torch.int64),
         patients=tuple(pseudonym for pseudonym, _ in patients),
+        groups={
+            name: _cells([entries for _, entries in patients], name, images.cells[:, column])
+            for column, name in enumerate(study.privacy.subgroups)
+        },
     )
+
+
+def _cells(
+    patients: Sequence[Sequence[Entry]], grouping: str, cells: npt.NDArray[np.uint8]
+) -> torch.Tensor:
+    """Return each patient's cell, given the cells of all images."""
+    own = ((int(cells[entry.image]) for entry in entries) for entries in patients)
+    return torch.tensor([patient_cell(grouping, each) for each in own], dtype=torch.int64)
 
 
 def _report(

@@ -1,8 +1,9 @@
 """The decoding process: reads hostile files under limits, so that only it can be harmed.
 
-Run by `client.data.worker` as `python -m client.data.decoder SOCKET INPUT MEMORY SECONDS`.
-For every file the parent sends one byte (1: the patient's id is wanted) and an open descriptor;
-the answer is `HEADER` and behind it reason, patient id and pixels, nothing that needs unpickling.
+Run by `client.data.worker` as `python -m client.data.decoder SOCKET INPUT MEMORY SECONDS
+GROUPING...`. For every file the parent sends one byte (1: the patient's id is wanted) and an open
+descriptor; the answer is `HEADER` and behind it reason, patient id, cells (a byte for each
+grouping) and pixels, nothing that needs unpickling.
 """
 
 from __future__ import annotations
@@ -24,40 +25,42 @@ from shared.study import Input
 
 def main(arguments: list[str]) -> None:
     """Set the limits, say so, and serve until the parent closes the socket."""
-    descriptor, spec, memory_mb, seconds = arguments
+    descriptor, spec, memory_mb, seconds, *groupings = arguments
     warnings.simplefilter("ignore")
     logging.disable()
     _limit(int(memory_mb))
     with socket.socket(fileno=int(descriptor)) as pipe:
         pipe.sendall(READY)
-        _serve(pipe, Input.model_validate_json(spec), float(seconds))
+        _serve(pipe, Input.model_validate_json(spec), groupings, float(seconds))
 
 
-def _serve(pipe: socket.socket, spec: Input, seconds: float) -> None:
+def _serve(pipe: socket.socket, spec: Input, groupings: list[str], seconds: float) -> None:
     while True:
         wanted, descriptors, _, _ = socket.recv_fds(pipe, 1, 1)
         if not wanted:
             return
         # The parent ends a slow decoder at `seconds`; this ends one whose parent is gone.
         signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
-        reason, answer = _answer(descriptors[0], spec, wanted == b"\1")
+        reason, answer = _answer(descriptors[0], spec, wanted == b"\1", groupings)
         signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.sendall(answer)
         if reason == Reason.TOO_LARGE:
             return  # a process that ran out of memory is not to be trusted with another file
 
 
-def _answer(descriptor: int, spec: Input, want_patient: bool) -> tuple[str, bytes]:
-    reason, patient, pixels = "", b"", b""
+def _answer(
+    descriptor: int, spec: Input, want_patient: bool, groupings: list[str]
+) -> tuple[str, bytes]:
+    reason, patient, content = "", b"", b""
     with open(descriptor, "rb") as stream:
         try:
-            image, name = decode(stream, spec, want_patient)
+            image, name, cells = decode(stream, spec, want_patient, groupings)
             patient = name.encode("utf-8", "replace")[:MAX_TEXT]
-            pixels = image.astype("<f4").tobytes()
+            content = bytes(cells) + image.astype("<f4").tobytes()
         except Unusable as error:
             reason = error.reason.value
     code = reason.encode()
-    return reason, HEADER.pack(len(code), len(patient), len(pixels)) + code + patient + pixels
+    return reason, HEADER.pack(len(code), len(patient), len(content)) + code + patient + content
 
 
 def _limit(memory_mb: int) -> None:

@@ -20,6 +20,7 @@ from client.site import SiteConfig
 from client.vault import Vault
 from shared.errors import SiteError
 from shared.study import Input
+from shared.subgroups import CELLS
 
 PIPELINE = 1
 """Version of `client.data.pixels`; raise it when the same file would give another tensor there."""
@@ -43,9 +44,12 @@ class Images:
     pixels: npt.NDArray[np.float32]  # [decoded jobs, channels, size, size] in [-1, 1]
     reasons: tuple[Reason | None, ...]  # one a job; None: decoded
     patients: tuple[str, ...]  # one a job; empty unless it was wanted and found
+    cells: npt.NDArray[np.uint8]  # [decoded jobs, groupings]
 
 
-def decode_images(jobs: Sequence[Job], spec: Input, config: SiteConfig) -> Images:
+def decode_images(
+    jobs: Sequence[Job], spec: Input, config: SiteConfig, groupings: Sequence[str] = ()
+) -> Images:
     """Decode files one by one in a process that is killed and replaced when one harms it.
 
     Raises:
@@ -55,10 +59,14 @@ def decode_images(jobs: Sequence[Job], spec: Input, config: SiteConfig) -> Image
     pixels = np.empty((len(jobs), spec.channels, spec.size, spec.size), dtype=np.float32)
     reasons: list[Reason | None] = []
     patients: list[str] = []
+    cells = np.zeros((len(jobs), len(groupings)), dtype=np.uint8)
     decoded = 0
     compute = config.compute
     with DecodeWorker(
-        spec, seconds=compute.decode_seconds, memory_mb=compute.decode_memory_mb
+        spec,
+        seconds=compute.decode_seconds,
+        memory_mb=compute.decode_memory_mb,
+        groupings=groupings,
     ) as worker:
         for job in jobs:
             result = worker.decode(job.file.path, want_patient=job.want_patient)
@@ -66,11 +74,11 @@ def decode_images(jobs: Sequence[Job], spec: Input, config: SiteConfig) -> Image
             if result.image is not None:
                 if job.want_patient and not patient:
                     reason, patient = _stand_in(job, config)
-                pixels[decoded] = result.image
+                pixels[decoded], cells[decoded] = result.image, result.cells
                 decoded += reason is None
             reasons.append(reason)
             patients.append(patient)
-    return Images(pixels[:decoded], tuple(reasons), tuple(patients))
+    return Images(pixels[:decoded], tuple(reasons), tuple(patients), cells[:decoded])
 
 
 def read_cache(path: Path, vault: Vault, key: str) -> Images | None:
@@ -82,7 +90,7 @@ def read_cache(path: Path, vault: Vault, key: str) -> Images | None:
     tensors = safetensors.load(content)
     facts = json.loads(tensors["facts"].tobytes())
     reasons = tuple(Reason(code) if code else None for code in facts["reasons"])
-    return Images(tensors["pixels"], reasons, tuple(facts["patients"]))
+    return Images(tensors["pixels"], reasons, tuple(facts["patients"]), tensors["cells"])
 
 
 def write_cache(path: Path, vault: Vault, key: str, images: Images) -> None:
@@ -96,13 +104,16 @@ def write_cache(path: Path, vault: Vault, key: str, images: Images) -> None:
     content = safetensors.save(
         {
             "pixels": np.ascontiguousarray(images.pixels),
+            "cells": np.ascontiguousarray(images.cells),
             "facts": np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
         }
     )
     vault.write(path, content, _context(key))
 
 
-def cache_key(jobs: Sequence[Job], spec: Input, config: SiteConfig) -> str:
+def cache_key(
+    jobs: Sequence[Job], spec: Input, config: SiteConfig, groupings: Sequence[str] = ()
+) -> str:
     """Return a digest of all that decides what `decode_images` returns.
 
     Labels have no part in it: they are read from the table every time and never cached.
@@ -112,6 +123,7 @@ def cache_key(jobs: Sequence[Job], spec: Input, config: SiteConfig) -> str:
         "pipeline": PIPELINE,
         "decoders": {name: _version(name) for name in DECODERS},
         "input": spec.model_dump(mode="json"),
+        "groupings": [(name, CELLS[name]) for name in groupings],
         "limits": [compute.decode_seconds, compute.decode_memory_mb],
         "without_patient_id": config.data.without_patient_id,
         "jobs": [

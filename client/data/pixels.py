@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,6 +17,7 @@ from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import JPEGExtended12Bit
 
+from client.data.attributes import ATTRIBUTES, image_cells
 from client.data.display import frame_module, grey_levels, numbers
 from client.data.reasons import Reason, Unusable
 from client.data.resize import fit
@@ -64,8 +67,9 @@ TAGS: tuple[str, ...] = (
     "PerFrameFunctionalGroupsSequence",
     "SharedFunctionalGroupsSequence",
 )
-"""All that is ever read of a file: pixels, what they mean, and their shape. Every other tag
-(the contrast agent, the scanner, the name) is skipped, so none of it can leak into training."""
+"""All that an image is made of: pixels, what they mean, and their shape. Every other tag (the
+contrast agent, the name) is skipped, so none of it can leak into training; those of subgroups are
+read in studies that ask for them, and go into counts only."""
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (PS3.3 C.7.6.3.1.2, from ITU-R BT.601)."""
@@ -87,25 +91,29 @@ FAULTS = (
 """What pydicom and its decoders raise on files that are cut off or contradict themselves."""
 
 
-def decode(stream: BinaryIO, spec: Input, want_patient: bool = False) -> tuple[Planes, str]:
+def decode(
+    stream: BinaryIO, spec: Input, want_patient: bool = False, groupings: Sequence[str] = ()
+) -> tuple[Planes, str, tuple[int, ...]]:
     """Turn one DICOM file into one array.
 
     Args:
         stream: The file, at its start.
         spec: The study's input.
         want_patient: Whether to read the patient's id from the file too.
+        groupings: Those for which the image's cell is wanted too (`shared.subgroups`).
 
     Returns:
-        float32 [channels, size, size] in [-1, 1], with -1 as black and as background; and the
-        patient's id, empty if not wanted or absent.
+        float32 [channels, size, size] in [-1, 1], with -1 as black and as background; the
+        patient's id, empty if not wanted or absent; and the cell in each grouping.
 
     Raises:
         Unusable: With the reason to set the file aside.
     """
     try:
-        dataset = dcmread(stream, specific_tags=[*TAGS, *["PatientID"] * want_patient])
+        also = [*["PatientID"] * want_patient, *chain(*(ATTRIBUTES[name] for name in groupings))]
+        dataset = dcmread(stream, specific_tags=[*TAGS, *also])
         patient = str(dataset.get("PatientID") or "").strip()
-        return _image(dataset, spec), patient
+        return _image(dataset, spec), patient, image_cells(dataset, groupings)
     except InvalidDicomError:
         raise Unusable(Reason.NOT_DICOM) from None
     except MemoryError:

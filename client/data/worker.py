@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -20,6 +21,7 @@ from client.data.reasons import Reason
 from client.data.wire import HEADER, MAX_TEXT, READY
 from shared.errors import SiteError
 from shared.study import Input
+from shared.subgroups import CELLS
 
 START_SECONDS = 120
 """How long the process may take to start, on the slowest of disks."""
@@ -35,6 +37,7 @@ class Decoded:
     image: npt.NDArray[np.float32] | None = None  # [channels, size, size] in [-1, 1]
     reason: Reason | None = None
     patient: str = ""  # the file's PatientID, if it was asked for
+    cells: tuple[int, ...] = ()  # in each grouping that was asked for
 
 
 class DecodeWorker:
@@ -46,10 +49,14 @@ class DecodeWorker:
         spec: The study's input.
         seconds: Time limit for one file.
         memory_mb: Memory limit of the process beyond what it starts with, in MiB.
+        groupings: Those for which each file's cell is wanted (`shared.subgroups`).
     """
 
-    def __init__(self, spec: Input, *, seconds: float, memory_mb: int) -> None:
+    def __init__(
+        self, spec: Input, *, seconds: float, memory_mb: int, groupings: Sequence[str] = ()
+    ) -> None:
         self._spec, self._seconds, self._memory_mb = spec, seconds, memory_mb
+        self._groupings = groupings
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: socket.socket | None = None
         self._served = 0
@@ -119,17 +126,22 @@ class DecodeWorker:
         """
         deadline = time.monotonic() + self._seconds
         shape = (self._spec.channels, self._spec.size, self._spec.size)
-        reason, patient, pixels = HEADER.unpack(_receive_exactly(pipe, HEADER.size, deadline))
-        if max(reason, patient) > MAX_TEXT or pixels != (0 if reason else 4 * math.prod(shape)):
+        expected = len(self._groupings) + 4 * math.prod(shape)
+        reason, patient, content = HEADER.unpack(_receive_exactly(pipe, HEADER.size, deadline))
+        if max(reason, patient) > MAX_TEXT or content != (0 if reason else expected):
             raise ValueError
         code = _receive_exactly(pipe, reason, deadline).decode()
         name = _receive_exactly(pipe, patient, deadline).decode()
         if code:
             return Decoded(reason=Reason(code))
-        image = np.frombuffer(_receive_exactly(pipe, pixels, deadline), dtype="<f4").reshape(shape)
+        cells = tuple(_receive_exactly(pipe, len(self._groupings), deadline))
+        pixels = _receive_exactly(pipe, 4 * math.prod(shape), deadline)
+        image = np.frombuffer(pixels, dtype="<f4").reshape(shape)
         if not (np.abs(image) <= 1).all():  # false for NaN too
             raise ValueError
-        return Decoded(image=image, patient=name)
+        if any(c >= len(CELLS[g]) for c, g in zip(cells, self._groupings, strict=True)):
+            raise ValueError
+        return Decoded(image=image, patient=name, cells=cells)
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -148,7 +160,7 @@ class DecodeWorker:
 
     def _launch(self, descriptor: int) -> subprocess.Popen[bytes]:
         limits = (str(self._memory_mb), str(self._seconds))
-        arguments = (str(descriptor), self._spec.model_dump_json(), *limits)
+        arguments = (str(descriptor), self._spec.model_dump_json(), *limits, *self._groupings)
         known = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "client.data.decoder", *arguments],

@@ -114,10 +114,12 @@ def test_another_input_limit_or_rule_has_another_key(make_site, study, ward):
 def test_images_come_back_from_the_cache_as_they_went_in(tmp_path):
     vault = Vault(b"k" * 32)
     pixels = np.random.default_rng(0).random((2, 3, 28, 28), dtype=np.float32)
-    kept = Images(pixels, (None, Reason.DAMAGED, None), ("Müller \udce9", "", "P"))
+    cells = np.array([[0, 2], [1, 0]], dtype=np.uint8)
+    kept = Images(pixels, (None, Reason.DAMAGED, None), ("Müller \udce9", "", "P"), cells)
     write_cache(tmp_path / "c", vault, "key", kept)
     back = read_cache(tmp_path / "c", vault, "key")
     assert np.array_equal(back.pixels, pixels)
+    assert np.array_equal(back.cells, cells)
     assert (back.reasons, back.patients) == (kept.reasons, kept.patients)
     assert read_cache(tmp_path / "c", vault, "other key") is None
     assert read_cache(tmp_path / "absent", vault, "key") is None
@@ -139,5 +141,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_round(make_site, study, ward):
     assert len(cohort.train) + len(cohort.held_out) == 11
     assert "could not be kept" in cohort.report.notes[-1]
     assert list(site.cache.iterdir()) == []
+    none = np.zeros((9, 0), dtype=np.uint8)
+    large = Images(np.zeros((9, 999)), (), (), none)
     with pytest.raises(SiteError):
-        write_cache(site.cache / "x", Vault(b"k" * 32), "k", Images(np.zeros((9, 999)), (), ()))
+        write_cache(site.cache / "x", Vault(b"k" * 32), "k", large)
