@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_kit import make_run, make_study, three_rounds
+from safetensors.numpy import load_file
 
 from server.clock import Clock
 from server.federation import run_federation
@@ -201,6 +203,12 @@ class World:
             weights = {name: (array + goal) / 2 for name, array in weights.items()}
         return {name: array.astype(np.float32) for name, array in weights.items()}
 
+    def assert_released(self, expected: Weights, atol: float = 1e-6) -> None:
+        weights = load_file(self.run_dir / "model.safetensors")
+        assert weights.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_allclose(weights[name], array, atol=atol)
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.run_dir / name).read_text().splitlines()]
 
@@ -215,3 +223,12 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    events = [
+        {"event": "run-started", "time": "2026-11-22T12:00:00+00:00"},
+        {"event": "run-finished", "time": "2026-11-22T12:03:00+00:00", "round": 3},
+    ]
+    return make_run(tmp_path / "run", make_study(), three_rounds(), events)
