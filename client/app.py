@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +15,31 @@ from shared.protocol import Refusal, Reply, Request
 from shared.transport import Weights
 
 if TYPE_CHECKING:
+    from flwr.clientapp.typing import Mod
+
     from client.hospital import Hospital
 
 
-def make_app(find: Callable[[Context], Hospital]) -> ClientApp:
-    """Return the ClientApp of a node whose hospital `find` opens, anew for each message."""
+def make_app(find: Callable[[Context, Request], Hospital], mods: Sequence[Mod] = ()) -> ClientApp:
+    """Return the ClientApp of a node.
+
+    Args:
+        find: Opens the node's hospital, anew for each request.
+        mods: Flower's wrappers around each message, outermost first.
+    """
     app = ClientApp()
 
-    @app.train()
+    @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
         """Answer one request of the server; nothing but the declared reply ever leaves."""
         request, weights = from_content(Request, message.content, "request of the server")
-        reply, update = _answer(lambda: find(context), request, weights)
+        reply, update = _answer(lambda: find(context, request), request, weights)
         return Message(to_content(reply, update), reply_to=message)
 
     return app
 
 
-def _hospital_at_home(context: Context) -> Hospital:
+def _hospital_at_home(context: Context, request: Request) -> Hospital:
     from client.rounds import open_hospital
 
     return open_hospital(Path(str(context.node_config["home"])))

@@ -1,0 +1,125 @@
+"""The patients of a simulation in files that all processes map, so that memory holds them once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from client.data.cohort import PatientSet
+from shared.study import Study
+from shared.subgroups import CELLS
+from simulations.build import Federation
+from simulations.patients import Patients
+
+
+class Span(BaseModel):
+    """Where one side of a site is in the files: rows of images, and of patients."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first_image: int
+    images: int
+    first_patient: int
+    patients: int
+
+
+class Sides(BaseModel):
+    """Where a site's patients are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: Span
+    held_out: Span
+
+
+def write_stage(folder: Path, federation: Federation, study: Study) -> tuple[Sides, ...]:
+    """Write all sites' patients, one after the other, and tell where each site's are.
+
+    Patients without a class are left out, as a hospital sets them aside; of findings, those of
+    which nothing is known.
+
+    Args:
+        folder: An existing folder.
+        federation: The sites.
+        study: Says which groups of patients are needed.
+    """
+    pairs = [(_labelled(site.train), _labelled(site.held_out)) for site in federation.sites]
+    parts = [part for pair in pairs for part in pair]
+    _write(folder / "images.npy", [part.images for part in parts])
+    _write(folder / "owners.npy", [part.image_patient for part in parts])
+    _write(folder / "labels.npy", [part.labels for part in parts])
+    for name in study.privacy.subgroups:
+        _write(folder / f"group-{name}.npy", [_cells(part, name) for part in parts])
+    spans, image, patient = [], 0, 0
+    for part in parts:
+        spans.append(
+            Span(
+                first_image=image,
+                images=len(part.images),
+                first_patient=patient,
+                patients=len(part),
+            )
+        )
+        image, patient = image + len(part.images), patient + len(part)
+    return tuple(
+        Sides(train=train, held_out=held_out)
+        for train, held_out in zip(spans[::2], spans[1::2], strict=True)
+    )
+
+
+class Stage:
+    """The files of `write_stage`, mapped into memory.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        # Mapped copy-on-write: PyTorch warns of arrays that cannot be written to, and nobody
+        # writes, so all processes share the pages.
+        self._arrays = {p.stem: np.load(p, mmap_mode="c") for p in folder.glob("*.npy")}
+
+    def patients(self, span: Span) -> PatientSet:
+        """Return one side of a site, in the order it was written."""
+        images = slice(span.first_image, span.first_image + span.images)
+        patients = slice(span.first_patient, span.first_patient + span.patients)
+        return PatientSet(
+            images=torch.from_numpy(self._arrays["images"][images]),
+            image_patient=torch.from_numpy(self._arrays["owners"][images]),
+            labels=torch.from_numpy(self._arrays["labels"][patients]),
+            # In place of keyed hashes, which would shuffle the patients anew in every run.
+            patients=tuple(f"{number:064x}" for number in range(patients.start, patients.stop)),
+            groups={
+                name.removeprefix("group-"): torch.from_numpy(cells[patients])
+                for name, cells in self._arrays.items()
+                if name.startswith("group-")
+            },
+        )
+
+
+def _labelled(patients: Patients) -> Patients:
+    known = patients.labels >= 0
+    stays = known.any(axis=1) if known.ndim == 2 else known
+    return patients if stays.all() else patients.take(np.flatnonzero(stays))
+
+
+def _cells(patients: Patients, name: str) -> npt.NDArray[np.int64]:
+    """Return each patient's cell; those of whom it is not known are in the last."""
+    last = len(CELLS[name]) - 1
+    cells = patients.groups.get(name, np.full(len(patients), last, np.int64))
+    return np.where(cells < 0, last, cells)
+
+
+def _write(path: Path, parts: list[npt.NDArray[np.generic]]) -> None:
+    """Write arrays one after the other into one file, without joining them in memory."""
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    whole = np.lib.format.open_memmap(path, mode="w+", dtype=parts[0].dtype, shape=shape)
+    start = 0
+    for part in parts:
+        whole[start : start + len(part)] = part
+        start += len(part)
+    whole.flush()
