@@ -11,12 +11,10 @@ from server.aggregate import running_mean
 from server.optimise import initial_state, make_optimiser
 from server.release import SiteRecord
 from server.runs import Checkpoint
+from shared.protocol import CONTROL
 from shared.schedule import learning_rates
 from shared.study import Study
 from shared.transport import Weights
-
-CONTROL = "control/"
-"""Before a parameter's name: the server's control variate for it, as it travels."""
 
 
 def first_state(study: Study, weights: Weights) -> Checkpoint:

@@ -10,6 +10,9 @@ from shared.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
 
+CONTROL = "control/"
+"""Before a parameter's name: the server's control variate for it, as it travels."""
+
 RefusalCode = Literal[
     "study-not-approved",  # no human at the site has approved this digest (or it expired)
     "study-invalid",  # the plan that came along is not valid or not the one of the digest
@@ -69,8 +72,8 @@ class Statistics(Wire):
 class Request(Wire):
     """What the server asks of a site in one message; the global weights travel beside it.
 
-    In studies with control variates (SCAFFOLD) the server's travels too, as arrays named
-    `control/` and the parameter's name.
+    In studies with control variates (SCAFFOLD) the server's travels with each round of training
+    too, as arrays named `CONTROL` and the parameter's name.
     """
 
     task: Literal["describe", "train", "evaluate"]

@@ -73,6 +73,12 @@ class Privacy(Plan):
         default=10.0, ge=1, le=1000, description="noise multiplier of the counts that are released"
     )
 
+    @model_validator(mode="after")
+    def _distinct_subgroups(self) -> Privacy:
+        if len(set(self.subgroups)) != len(self.subgroups):
+            raise ValueError("subgroups must differ from each other")
+        return self
+
 
 class Data(Plan):
     """Rules on the sites' data."""
@@ -176,6 +182,10 @@ class Study(Plan):
             raise ValueError("a study with a table, and no other, has the model named 'table'")
         if self.table is not None and self.privacy.subgroups:
             raise ValueError("privacy.subgroups are read from images; a table has none")
+        if self.table is not None and self.training.augment != Augment():
+            raise ValueError("training.augment changes images; a table has none")
+        if self.table is not None and self.training.local_norms:
+            raise ValueError("training.local_norms: the model 'table' has no normalisation layers")
         return self
 
     @model_validator(mode="after")

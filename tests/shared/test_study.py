@@ -47,6 +47,12 @@ def test_any_change_changes_the_digest() -> None:
     assert len(digests) == 6
 
 
+TABLE = {
+    "model": {"name": "table"},
+    "table": {"columns": [{"name": "age", "low": 0, "high": 100}]},
+}
+
+
 @pytest.mark.parametrize(
     ("values", "key"),
     [
@@ -66,6 +72,11 @@ def test_any_change_changes_the_digest() -> None:
         (changed(task={"classes": ["one"]}), "task.classes"),
         (changed(task={"classes": ["a", "a"]}), "classes"),
         (changed(task={"classes": ["a", "b"], "positive": "c"}), "positive"),
+        (changed(privacy={"subgroups": ["sex", "sex"]}), "subgroups must differ"),
+        (changed(**TABLE, privacy={"subgroups": ["sex"]}), "privacy.subgroups"),
+        (changed(**TABLE, training={"augment": {"shift": 0.1}}), "training.augment"),
+        (changed(**TABLE, training={"local_norms": True}), "training.local_norms"),
+        (changed(training={"control": True, "momentum": 0.5}), "training.control"),
         (changed(nonsense=1), "nonsense: unknown key"),
         (changed(training={"batch": 3}), "training.batch: unknown key"),
     ],
