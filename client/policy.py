@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from client.data.targets import count_labels
 from client.privacy.budget import Limits
 from client.privacy.chain import Purpose
 from client.site import Policy
@@ -42,7 +43,8 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
     Args:
         policy: The policy.
         study: The study; its own minimum holds too.
-        labels: Class index of each training patient, int64 [n_patients].
+        labels: Of the training patients: class indices int64 [n_patients], or findings
+            [n_patients, findings]. A finding that is known of no patient is no reason to refuse.
 
     Raises:
         PolicyRefusal: `policy-cohort`.
@@ -55,9 +57,8 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
             "policy.min_patients, or the study's data.min_patients",
             "Add patients; `consilium site data` says what was set aside and why",
         )
-    counts = torch.bincount(labels, minlength=len(study.task.classes)).tolist()
-    for name, count in zip(study.task.classes, counts, strict=True):
-        if count < policy.min_patients_per_class:
+    for name, count in count_labels(labels, study.task).items():
+        if count < policy.min_patients_per_class and (count or not study.task.findings):
             raise PolicyRefusal(
                 "policy-cohort",
                 f"{count} training patients of class {name} where the policy asks for "

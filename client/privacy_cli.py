@@ -65,12 +65,12 @@ def verify(
 @app.command("opt-out")
 def opt_out(
     home: Home,
-    patient: Annotated[str, typer.Argument(help="the patient's id as in the labels table")],
+    patient: Annotated[str, typer.Argument(help="the patient's id as in the table")],
     by: By,
 ) -> None:
     """Take a patient out of every round from the next on; what was spent stays charged."""
     from client.audit import Event
-    from client.data.labels import read_labels
+    from client.data.labels import names_patient
     from client.hospital import open_hospital
 
     hospital = open_hospital(home)
@@ -78,10 +78,8 @@ def opt_out(
         ledger.opt_out(hospital.vault.pseudonym(patient))
     hospital.log(Event(event="patient-opted-out", by=by))
     typer.echo("The patient takes part in no further round.")
-    source = hospital.site.config.data
-    rows = read_labels(hospital.site.resolve(source.labels), source.columns)
-    if all(row.patient != patient for row in rows):
-        typer.echo("But the labels table has no such patient: check the spelling.", err=True)
+    if not names_patient(hospital.site, patient):
+        typer.echo("But no table here has such a patient: check the spelling.", err=True)
 
 
 @ledger_app.command("verify")

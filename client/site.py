@@ -7,7 +7,14 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shared.errors import SiteError
 from shared.study import explain_validation
@@ -30,25 +37,61 @@ class Server(Section):
 
 
 class Columns(Section):
-    """Names of the columns in the hospital's labels table."""
+    """Names of the columns in the hospital's labels table, or in its table of patients."""
 
     file: str = "file"
     patient: str = "patient"
     label: str = "label"
+    findings: dict[str, str] = Field(
+        default_factory=dict, description="the study's finding -> the table's column"
+    )
+
+
+class Feature(Section):
+    """How one column of a study is found in the hospital's table of patients."""
+
+    column: str = Field(default="", description="the table's column; empty: named as in the study")
+    scale: float = Field(default=1.0, description="the study's unit = the table's times this")
+    values: dict[str, str] = Field(
+        default_factory=dict, description="the table's value -> the study's category"
+    )
+    missing: tuple[str, ...] = Field(
+        default=(), description="values that mean that it is not known, beside an empty cell"
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _not_zero(cls, scale: float) -> float:
+        if scale == 0:
+            raise ValueError("must not be 0")
+        return scale
 
 
 class DataSource(Section):
-    """Where the images and labels are, in the hospital's own names."""
+    """Where the images and labels are, or the table of patients, in the hospital's own names."""
 
-    images: Path
-    labels: Path
+    images: Path | None = None
+    labels: Path | None = None
+    table: Path | None = None
     columns: Columns = Columns()
     values: dict[str, str] = Field(
         default_factory=dict, description="the table's label value -> the study's class"
     )
+    features: dict[str, Feature] = Field(
+        default_factory=dict, description="the study's column -> where and how it is in the table"
+    )
+    decimal: Literal[".", ","] = Field(default=".", description="decimal point of the table")
     without_patient_id: Literal["refuse", "image-is-patient"] = Field(
         default="refuse", description="images whose patient is unknown"
     )
+
+    @model_validator(mode="after")
+    def _some_data(self) -> DataSource:
+        if (self.images is None) != (self.labels is None):
+            raise ValueError("images and labels belong together")
+        if self.images is None and self.table is None:
+            raise ValueError("either images and labels, or a table, must be given")
+        return self
 
 
 class Policy(Section):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from client.data.folder import Folder, ImageFile, looks_like_dicom
 from client.data.labels import Row
 from client.data.reasons import Reason
 from client.data.report import SetAside, printable
+from client.data.targets import Target, is_known, merge_targets, read_target
+from shared.study import Task
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Entry:
 
     row: Row
     file: ImageFile | None = None
-    target: int | None = None  # class index in the study
+    target: Target | None = None  # what the row says, and in the end what all say together
     patient: str = ""
     reason: Reason | None = None  # why it is set aside
     image: int | None = None  # position among the decoded images
@@ -33,7 +35,7 @@ class Entry:
 
 
 def match(
-    rows: Iterable[Row], folder: Folder, values: Mapping[str, str], classes: Sequence[str]
+    rows: Iterable[Row], folder: Folder, values: Mapping[str, str], task: Task
 ) -> list[Entry]:
     """Find each row's file and class; what lacks one, or is there twice, is set aside.
 
@@ -41,18 +43,18 @@ def match(
         rows: The labels table.
         folder: The images folder.
         values: The table's label value -> the study's class; others are taken as they are.
-        classes: The study's classes.
+        task: The study's.
 
     Returns:
         One entry a row, in the table's order.
     """
-    entries = [_entry(row, folder, values, classes) for row in rows]
+    entries = [_entry(row, folder, values, task) for row in rows]
     by_file: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):
         if entry.file:
             by_file.setdefault(entry.file.path, []).append(position)
     for positions in by_file.values():
-        said = {(entries[at].row.patient, entries[at].row.label) for at in positions}
+        said = {replace(entries[at].row, line=0) for at in positions}
         agreed = len(said) == 1
         reason = Reason.DUPLICATE_ROW if agreed else Reason.CONFLICTING_ROWS
         for at in positions[1:] if agreed else positions:
@@ -71,34 +73,40 @@ def unlabelled(folder: Folder, entries: Iterable[Entry]) -> tuple[list[SetAside]
     return found, len(rest) - len(images)
 
 
-def without_contradictions(entries: Iterable[Entry]) -> list[Entry]:
-    """Set aside all images of patients whose rows give different classes.
+def settle(entries: Iterable[Entry]) -> list[Entry]:
+    """Give every patient one label, or set aside all images of who has none or several.
 
-    Rows that are set aside for another reason have a say too: a table that contradicts itself
-    about a patient is not to be believed because one of the files is broken.
+    Of findings, one row may say what another leaves open. Rows that are set aside for another
+    reason have a say too: a table that contradicts itself about a patient is not to be believed
+    because one of the files is broken.
     """
     entries = list(entries)
-    targets: dict[str, set[int]] = {}
+    said: dict[str, list[Target]] = {}
     for entry in entries:
         if entry.patient and entry.target is not None:
-            targets.setdefault(entry.patient, set()).add(entry.target)
+            said.setdefault(entry.patient, []).append(entry.target)
+    together = {patient: merge_targets(targets) for patient, targets in said.items()}
     return [
-        entry.aside(Reason.CONTRADICTORY_LABELS)
-        if len(targets.get(entry.patient, ())) > 1
-        else entry
+        _settled(entry, together[entry.patient]) if entry.patient in together else entry
         for entry in entries
     ]
 
 
-def _entry(row: Row, folder: Folder, values: Mapping[str, str], classes: Sequence[str]) -> Entry:
+def _settled(entry: Entry, target: Target | None) -> Entry:
+    if target is None:
+        return entry.aside(Reason.CONTRADICTORY_LABELS)
+    if not is_known(target):
+        return entry.aside(Reason.NO_KNOWN_FINDING)
+    return replace(entry, target=target)
+
+
+def _entry(row: Row, folder: Folder, values: Mapping[str, str], task: Task) -> Entry:
     entry = Entry(row, patient=row.patient)
-    if not row.file or not row.label:
+    if not row.file or not (row.label or task.findings):
         return entry.aside(Reason.INCOMPLETE_ROW)
-    name = values.get(row.label, row.label)
-    if name in classes:
-        entry = replace(entry, target=classes.index(name))
+    entry = replace(entry, target=read_target(row.label, row.findings, values, task))
     found = folder.locate(row.file)
     if isinstance(found, Reason):
         return entry.aside(found)
     entry = replace(entry, file=found)
-    return entry if name in classes else entry.aside(Reason.CLASS_NOT_IN_STUDY)
+    return entry if entry.target is not None else entry.aside(Reason.CLASS_NOT_IN_STUDY)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from client.site import Columns
+from client.data.csv_file import Source, parse_csv, read_bytes
+from client.site import Columns, Site
 from shared.errors import DataError
-
-LARGEST_TABLE = 64 * 2**20
-"""Bytes; some 500,000 rows."""
-
-DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -25,88 +19,86 @@ class Row:
     line: int  # in the file, from 1
     file: str
     patient: str  # empty where the table does not say
-    label: str
+    label: str  # empty in studies of findings
+    findings: tuple[str, ...] = ()  # one a finding, in studies of findings
 
 
-def read_labels(path: Path, columns: Columns) -> tuple[Row, ...]:
-    """Read a labels table.
+def read_labels(path: Path, columns: Columns, findings: Sequence[str] = ()) -> tuple[Row, ...]:
+    """Read a labels table; see `parse_labels`.
 
     Raises:
         DataError: The table cannot be read, is not a CSV file in UTF-8, or lacks a column.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_TABLE + 1)
-    except OSError as error:
-        raise DataError(
-            f"cannot read the labels table: {error.strerror}",
-            str(path),
-            "Check data.labels in site.toml and the file's access rights",
-        ) from None
-    return parse_labels(content, columns, str(path))
+    content = read_bytes(path, _source(str(path)))
+    return parse_labels(content, columns, str(path), findings)
 
 
-def parse_labels(content: bytes, columns: Columns, where: str) -> tuple[Row, ...]:
+def parse_labels(
+    content: bytes, columns: Columns, where: str, findings: Sequence[str] = ()
+) -> tuple[Row, ...]:
     """Parse a labels table: UTF-8, separated by comma, semicolon, tab or bar, header first.
 
     Args:
         content: The file's bytes.
         columns: Names of the columns; the one of the patient may be absent.
         where: Named in errors, which never quote the table.
+        findings: The study's findings, which may have a column each: with them, no column of
+            labels is needed, and a finding without a column is known of nobody.
 
     Returns:
         Its rows in order; empty lines are skipped, missing cells are empty strings.
 
     Raises:
-        DataError: It is too large, not such a table, or lacks the file or label column.
+        DataError: It is too large, not such a table, or lacks the file or label column, one
+            that `columns.findings` names, or all findings.
     """
-    if len(content) > LARGEST_TABLE:
-        raise DataError(
-            f"the labels table is larger than {LARGEST_TABLE // 2**20} MiB",
-            where,
-            "Keep only the columns and rows that are needed",
-        )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(
-            "the labels table is not UTF-8 text", where, "Save it as 'CSV UTF-8'"
-        ) from None
-    try:
-        return tuple(_rows(text, columns, where))
-    except csv.Error as error:
-        raise DataError(
-            f"the labels table is not a valid CSV file: {error}", where, "Save it as CSV again"
-        ) from None
+    source = _source(where)
+    if not findings:
+        wanted = [columns.file, columns.patient, columns.label]
+        table = parse_csv(content, wanted, [columns.file, columns.label], source)
+        cells = ((line.number, *line.cells) for line in table.lines)
+        return tuple(Row(line, file, patient, label) for line, file, patient, label in cells)
+    named = [columns.findings.get(finding, finding) for finding in findings]
+    wanted, needed = [columns.file, columns.patient, *named], [columns.file]
+    table = parse_csv(content, wanted, needed + needed_findings(columns, findings), source)
+    require_some(table.present[2:], named, source)
+    return tuple(
+        Row(line.number, line.cells[0], line.cells[1], "", line.cells[2:]) for line in table.lines
+    )
 
 
-def _rows(text: str, columns: Columns, where: str) -> Iterator[Row]:
-    reader, positions = _open_table(text, columns, where)
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        file, patient, label = (
-            cells[at].strip() if at is not None and at < len(cells) else "" for at in positions
-        )
-        yield Row(reader.line_num, file, patient, label)
+def names_patient(site: Site, patient: str) -> bool:
+    """Tell whether the labels table or the table of patients names a patient."""
+    data = site.config.data
+    for path in filter(None, (data.labels, data.table)):
+        with contextlib.suppress(DataError):  # no such file or column: then it does not
+            source = _source(str(path))
+            content = read_bytes(site.resolve(path), source)
+            column = [data.columns.patient]
+            lines = parse_csv(content, column, column, source).lines
+            if any(line.cells == (patient,) for line in lines):
+                return True
+    return False
 
 
-def _open_table(text: str, columns: Columns, where: str) -> tuple[Any, list[int | None]]:
-    """Return a reader behind the header, and where file, patient and label are in its rows."""
-    for delimiter in DELIMITERS:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = [name.strip() for name in next(reader, [])]
-        if columns.file in header and columns.label in header:
-            break
-    else:
+def needed_findings(columns: Columns, findings: Sequence[str]) -> list[str]:
+    """Return the columns the hospital itself named, which must be there; others need not."""
+    return [columns.findings[finding] for finding in findings if finding in columns.findings]
+
+
+def require_some(present: Sequence[bool], names: Sequence[str], source: Source) -> None:
+    """Refuse a table that has none of these columns: nobody would mean that.
+
+    Raises:
+        DataError: It has none.
+    """
+    if not any(present):
         raise DataError(
-            f"the labels table has no columns {columns.file!r} and {columns.label!r}",
-            where,
-            "Name its columns in data.columns of site.toml; the first line must hold the names",
+            f"the {source.name} has none of the columns {', '.join(map(repr, names))}",
+            source.where,
+            f"Name its columns in {source.columns} of site.toml",
         )
-    names = (columns.file, columns.patient, columns.label)
-    if twice := [name for name in names if header.count(name) > 1]:
-        raise DataError(
-            f"the labels table has two columns {twice[0]!r}", where, "Rename or remove one"
-        )
-    return reader, [header.index(name) if name in header else None for name in names]
+
+
+def _source(where: str) -> Source:
+    return Source("labels table", "data.labels", "data.columns", where)

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     CLASS_NOT_IN_STUDY = "class-not-in-study"
     NO_PATIENT_ID = "no-patient-id"
     CONTRADICTORY_LABELS = "contradictory-labels"
+    NO_KNOWN_FINDING = "no-known-finding"
 
 
 EXPLANATIONS: dict[Reason, str] = {
@@ -54,14 +55,16 @@ EXPLANATIONS: dict[Reason, str] = {
     "export it again, or raise the limit",
     Reason.DECODER_CRASHED: "the decoder crashed on it; treat the file as hostile or damaged",
     Reason.NO_LABEL: "an image the labels table does not name; add a row if it belongs",
-    Reason.INCOMPLETE_ROW: "a row without file name or label; complete it",
-    Reason.DUPLICATE_ROW: "names a file again that an earlier row names; remove it",
-    Reason.CONFLICTING_ROWS: "several rows disagree about one file; keep the right one",
+    Reason.INCOMPLETE_ROW: "a row without file name, patient or label; complete it",
+    Reason.DUPLICATE_ROW: "says again what an earlier row says; remove it",
+    Reason.CONFLICTING_ROWS: "several rows disagree about one file or patient; keep the right one",
     Reason.CLASS_NOT_IN_STUDY: "the label is not a class of the study; map it in data.values "
     "of site.toml, or remove the row",
     Reason.NO_PATIENT_ID: "nobody says whose image it is; fill the patient column, or set "
     "data.without_patient_id",
-    Reason.CONTRADICTORY_LABELS: "the patient's images carry different labels; correct the table",
+    Reason.CONTRADICTORY_LABELS: "the patient's rows carry different labels; correct the table",
+    Reason.NO_KNOWN_FINDING: "none of the study's findings is known; fill one in, map what the "
+    "table says in data.values of site.toml to 1 and 0, or remove the row",
 }
 """For each code: what it means and what hospital IT can do."""
 

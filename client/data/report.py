@@ -31,10 +31,21 @@ class SetAside(Record):
     reason: Reason
 
 
+class ColumnReport(Record):
+    """What was found in one column of a table of patients, over all its rows."""
+
+    name: str  # as in the study
+    column: str  # as in the table; empty: the table has none
+    missing: int  # rows without a value, unclear ones included
+    unclear: int  # rows with a value that is no number, or no category of the study
+    outside: int  # rows with a number outside the study's range, which counts as its end
+
+
 class DataReport(Record):
     """What became of every row of the labels table and every image in the folder.
 
-    It names files, so it never leaves the site.
+    It names files, so it never leaves the site. In studies of a table, the rows of the table of
+    patients are what images are elsewhere.
     """
 
     study: str
@@ -42,11 +53,15 @@ class DataReport(Record):
     images_folder: str
     labels_table: str
     used_images: int
-    train: dict[str, int]  # patients by class
+    train: dict[str, int]  # patients by class; of findings, with and without each one
     held_out: dict[str, int]
     set_aside: tuple[SetAside, ...]
     other_files: int  # in the folder, neither named by the table nor DICOM
     notes: tuple[str, ...] = ()
+    train_patients: int = 0
+    held_out_patients: int = 0
+    left_out: int = 0  # training patients with missing values, where the study drops them
+    columns: tuple[ColumnReport, ...] = ()  # of a table
 
     @property
     def counts(self) -> dict[Reason, int]:
@@ -56,7 +71,7 @@ class DataReport(Record):
     @property
     def labelled(self) -> int:
         """Rows of the labels table, repeated ones counted once."""
-        return self.used_images + self.lost
+        return self.used_images + self.left_out + self.lost
 
     @property
     def lost(self) -> int:
@@ -68,10 +83,11 @@ class DataReport(Record):
 
 def describe_report(report: DataReport) -> list[str]:
     """Return the report as plain lines for hospital IT."""
-    train, held_out = sum(report.train.values()), sum(report.held_out.values())
+    train, held_out = report.train_patients, report.held_out_patients
+    what = "rows" if report.columns else "images"
     lines = [
-        f"Study {report.study}: {report.used_images} images of {train + held_out} patients can "
-        f"be used; {report.lost} of {report.labelled} labelled images are set aside.",
+        f"Study {report.study}: {report.used_images} {what} of {train + held_out} patients can "
+        f"be used; {report.lost} of {report.labelled} labelled {what} are set aside.",
         f"  to train on: {train} patients ({_by_class(report.train)})",
         f"  held out for evaluation: {held_out} patients ({_by_class(report.held_out)})",
     ]
@@ -80,6 +96,12 @@ def describe_report(report: DataReport) -> list[str]:
         lines.append(f"      {_examples(report, reason, count)}")
     if report.other_files:
         lines.append(f"  {report.other_files} other files in the folder are not DICOM: ignored")
+    if report.left_out:
+        lines.append(
+            f"  {report.left_out} patients with missing values are left out of training, as the "
+            "study has it"
+        )
+    lines += [_column(column) for column in report.columns]
     return lines + [f"  note: {note}" for note in report.notes]
 
 
@@ -107,7 +129,24 @@ def _by_class(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
+def _place(item: SetAside) -> str:
+    if not item.file:
+        return f"line {item.line}"
+    return item.file + (f" (line {item.line})" if item.line else "")
+
+
+def _column(column: ColumnReport) -> str:
+    if not column.column:
+        return f"  column {column.name}: the table has none, so it counts as missing everywhere"
+    facts = f"  column {column.name}: missing in {column.missing} rows"
+    if column.unclear:
+        facts += f", {column.unclear} of them not understood"
+    if column.outside:
+        facts += f"; outside the study's range in {column.outside}"
+    return facts
+
+
 def _examples(report: DataReport, reason: Reason, count: int) -> str:
     found = [item for item in report.set_aside if item.reason == reason][:SHOWN_FILES]
-    names = [item.file + (f" (line {item.line})" if item.line else "") for item in found]
+    names = [_place(item) for item in found]
     return ", ".join(names) + (f" and {count - len(found)} more" if count > len(found) else "")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.data.labels import LARGEST_TABLE, Row, parse_labels, read_labels
+from client.data.csv_file import LARGEST_TABLE
+from client.data.labels import Row, parse_labels, read_labels
 from client.site import Columns
 from shared.errors import DataError
 
