@@ -36,7 +36,7 @@ class Measurement:
         model: "global"; "local": trained at `site` alone; "personal": fine-tuned at `site`.
         site: Whose model or patients; "": the global model on the test set; `MEAN` and
             `WORST` over all sites.
-        subgroup: "": all patients; else "sex=female" and the like.
+        subgroup: "": all patients; else "sex:F" and the like.
         round: After how many rounds; `FINAL`: the released model.
         patients: Scored patients; of `MEAN` and `WORST` in all.
         over: Classes or findings the value is a mean over; of `MEAN` and `WORST` the sites

@@ -1,0 +1,288 @@
+"""One cell of a sweep: a strategy on a scenario with a seed, computed and scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from client.hospital import Hospital
+from client.personal import personal_weights
+from client.training import pick_device
+from server.files import write_atomically
+from shared.errors import ConsiliumError, SimulationError, SiteError
+from shared.protocol import Statistics
+from shared.study import Study
+from simulations.build import Federation, SiteData
+from simulations.measure import Judge, Model
+from simulations.memory import MemoryWatch
+from simulations.patients import concatenate
+from simulations.records import Cell, Measurement, Missing, Outcome, Part, SiteRow
+from simulations.scenario import Behaviour, Scenario, study_of
+from simulations.trace import Spent, Trace, read_checkpoints, read_trace
+
+CURVE_POINTS = 32
+"""Of a longer run only every so many rounds are scored."""
+
+POOLED = "pooled"
+PERSONAL = "personal"
+
+Tell = Callable[[float], None]
+"""Is told which part of a cell's rounds is done, 0 to 1."""
+
+
+class Simulate(Protocol):
+    """What computes a federation: `simulations.engine.simulate` with its resources given."""
+
+    def __call__(
+        self,
+        federation: Federation,
+        study: Study,
+        run_dir: Path,
+        *,
+        seed: int,
+        behaviour: Behaviour = ...,
+        on_round: Callable[[int], None] | None = ...,
+        inspect: Callable[[Mapping[str, Hospital]], None] | None = ...,
+    ) -> None:
+        """Run a federation; `run_dir` is left as a real run leaves it.
+
+        Args:
+            federation: The sites' data.
+            study: The plan.
+            run_dir: Of the run.
+            seed: Of training and noise.
+            behaviour: What the sites do over the rounds.
+            on_round: Told how many rounds are done.
+            inspect: Given the hospitals by name at the end.
+        """
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a setting leaves, before it is put together."""
+
+    measurements: list[Measurement]
+    parts: list[Part]
+    spent: dict[str, Spent]
+    rounds: int
+    sites: tuple[SiteData, ...]
+    bytes_up: int = 0
+    bytes_down: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def run_cell(
+    cell: Cell,
+    scenario: Scenario,
+    federation: Federation,
+    folder: Path,
+    simulate: Simulate,
+    device: str,
+    tell: Tell,
+) -> Outcome:
+    """Compute a cell, or take it up where it was cut short, and score what comes of it.
+
+    Args:
+        cell: As planned.
+        scenario: Its scenario.
+        federation: Of its scenario and seed.
+        folder: Of the runs; new, or of this cell. Call `tidy` once the outcome is stored.
+        simulate: Computes.
+        device: Where to score: "auto", "cpu" or "cuda".
+        tell: Progress.
+
+    Raises:
+        ConsiliumError: The federation failed.
+    """
+    study = study_of(scenario, cell.strategy, len(federation.sites))
+    judge = Judge(scenario.name, cell.strategy, cell.seed, federation, study, pick_device(device))
+    run = _Run(cell, scenario, federation, study, folder, simulate, judge, tell)
+    setting = scenario.strategy(cell.strategy).setting
+    with MemoryWatch() as memory:
+        found = {"federated": run.federated, "alone": run.alone, "pooled": run.pooled}[setting]()
+    facts = federation.dataset
+    epsilons = [spent.epsilon for spent in found.spent.values()]
+    done = replace(
+        cell,
+        state="finished",
+        reason="",
+        study_digest=study.digest,
+        private=study.privacy.enabled,
+        seeded_noise=study.privacy.enabled,
+        epsilon=max(epsilons, default=None),
+        delta=max((spent.delta for spent in found.spent.values()), default=None),
+        rounds=found.rounds,
+        bytes_up=found.bytes_up,
+        bytes_down=found.bytes_down,
+        peak_bytes=memory.peak,
+        dataset=facts.name,
+        classes=facts.classes,
+        findings=facts.findings,
+        test_patients=len(federation.test),
+        notes=(*federation.notes, *found.notes),
+    )
+    return Outcome(
+        cell=done,
+        measurements=found.measurements,
+        sites=[_site_row(cell, site, study, found.spent.get(site.name)) for site in found.sites],
+        parts=found.parts,
+        missing=[
+            Missing(cell.id, m.site, m.what, m.name, m.cause, m.count, m.total)
+            for m in federation.missing
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A cell in progress: the three settings."""
+
+    cell: Cell
+    scenario: Scenario
+    federation: Federation
+    study: Study
+    folder: Path
+    simulate: Simulate
+    judge: Judge
+    tell: Tell
+
+    def federated(self) -> _Found:
+        """All sites learn one model together."""
+        run_dir, sites = self.folder / "run", self.federation.sites
+        self.simulate(
+            self.federation,
+            self.study,
+            run_dir,
+            seed=self.cell.seed,
+            behaviour=self.scenario.behaviour,
+            on_round=partial(self._done, 0, 1),
+            inspect=partial(_keep_personal, self.study, self.folder / PERSONAL),
+        )
+        trace = read_trace(run_dir, self.study, self.cell.id)
+        measurements = self._one_model(run_dir, trace)
+        if _stays_at_sites(self.study):
+            models = {site.name: self._personal(site, trace.model.statistics) for site in sites}
+            measurements += self.judge.site_models(models, "personal")
+        return _Found(
+            measurements,
+            list(trace.parts),
+            trace.spent,
+            trace.rounds,
+            sites,
+            trace.bytes_up,
+            trace.bytes_down,
+        )
+
+    def pooled(self) -> _Found:
+        """One site has everybody's patients."""
+        everybody = SiteData(
+            POOLED,
+            concatenate([site.train for site in self.federation.sites]),
+            concatenate([site.held_out for site in self.federation.sites]),
+        )
+        trace = self._by_itself(everybody, 0, 1)
+        measurements = self._one_model(self.folder / POOLED, trace)
+        return _Found(measurements, list(trace.parts), trace.spent, trace.rounds, (everybody,))
+
+    def alone(self) -> _Found:
+        """Every site trains on its own patients only; one that cannot has no model."""
+        sites, parts = self.federation.sites, list[Part]()
+        models: dict[str, Model | None] = {}
+        spent: dict[str, Spent] = {}
+        rounds, reasons = 0, list[str]()
+        for number, site in enumerate(sites):
+            try:
+                trace = self._by_itself(site, number, len(sites))
+            except ConsiliumError as error:
+                models[site.name] = None
+                reasons.append(f"{site.name} could not train by itself: {error}")
+                continue
+            models[site.name], rounds = trace.model, max(rounds, trace.rounds)
+            parts += trace.parts
+            spent |= trace.spent
+        if not any(models.values()):
+            raise SimulationError("no site could train by itself", reasons[0])
+        measurements = self.judge.site_models(models, "local")
+        return _Found(measurements, parts, spent, rounds, sites, notes=tuple(reasons))
+
+    def _by_itself(self, site: SiteData, number: int, of: int) -> Trace:
+        """Run the federation of one site, the `number`th of so many."""
+        single = replace(self.federation, sites=(site,))
+        run_dir, done = self.folder / site.name, partial(self._done, number, of)
+        self.simulate(single, self.study, run_dir, seed=self.cell.seed, on_round=done)
+        return read_trace(run_dir, self.study, self.cell.id)
+
+    def _one_model(self, run_dir: Path, trace: Trace) -> list[Measurement]:
+        """Score the released model, and those of the rounds on the way to it."""
+        every = math.ceil(trace.rounds / CURVE_POINTS)
+        curve = [
+            row
+            for number, weights in read_checkpoints(run_dir, every)
+            for row in self.judge.checkpoint(Model(weights, trace.model.statistics), number)
+        ]
+        return self.judge.shared_model(trace.model) + curve
+
+    def _personal(self, site: SiteData, statistics: Statistics | None) -> Model | None:
+        path = self.folder / PERSONAL / f"{site.name}.safetensors"
+        return Model(load_file(path), statistics) if path.exists() else None
+
+    def _done(self, number: int, of: int, rounds: int) -> None:
+        self.tell((number + rounds / self.study.federation.rounds) / of)
+
+
+def _stays_at_sites(study: Study) -> bool:
+    """Tell whether sites have models of their own in the end."""
+    return study.training.personal_rounds > 0 or study.training.local_norms
+
+
+def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]) -> None:
+    """Write down the models that stayed at the sites, before their folders go."""
+    folder.mkdir(exist_ok=True)
+    for name, hospital in hospitals.items() if _stays_at_sites(study) else ():
+        with suppress(SiteError):  # a site that was away has none
+            weights = personal_weights(hospital, study)
+            write_atomically(folder / f"{name}.safetensors", save(weights))
+
+
+def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> SiteRow:
+    labels, classes = site.train.labels, len(study.task.classes)
+    if study.task.findings:
+        counts, unknown = (labels == 1).sum(axis=0), (labels < 0).sum(axis=0)
+    else:
+        counts = np.bincount(labels[labels >= 0], minlength=classes)
+        unknown = np.array([(labels < 0).sum()])
+    return SiteRow(
+        cell=cell.id,
+        site=site.name,
+        train_patients=len(site.train),
+        held_out_patients=len(site.held_out),
+        train_images=len(site.train.images),
+        counts=tuple(counts.tolist()),
+        unknown=tuple(unknown.tolist()),
+        epsilon=spent.epsilon if spent else None,
+        delta=spent.delta if spent else None,
+        noise_multiplier=spent.noise_multiplier if spent else None,
+    )
+
+
+_KEPT = frozenset(
+    {"model.safetensors", "model-card.json", "metrics.jsonl", "events.jsonl", "study.json"}
+)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only the computing needed, such as checkpoints; models and logs stay."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.name not in _KEPT:
+            path.unlink()

@@ -1,0 +1,103 @@
+"""What the figures of a cell depend on, as digests: the same ones mean the same figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+PACKAGES = ("client", "server", "shared", "simulations")
+
+_SHOWS_ONLY = re.compile(r"(.*cli|report.*|plots.*|tables|chart.*|demo.*|live|markup)\.py")
+"""Modules that show figures and do not make any: a change there leaves results standing."""
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the sources that decide the figures, and of what they stand on."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if not _SHOWS_ONLY.fullmatch(path.name):
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for library in ("torch", "numpy", "opacus"):
+        digest.update(f"{library} {version(library)}\0".encode())
+    return digest.hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Return the release, and in a checkout the commit, marked if files were changed since."""
+    release = version("consilium-fl")
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return release
+    return f"{release}, commit {found.stdout.strip()}"
+
+
+@cache
+def machine() -> str:
+    """Return processor, cores, memory, accelerator and versions in one line."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cuda = [torch.cuda.get_device_name(0)] if torch.cuda.is_available() else []
+    parts = [
+        _processor(),
+        f"{cores} core{'s' if cores != 1 else ''}",
+        f"{memory:.0f} GiB",
+        *cuda,
+        f"torch {torch.__version__}",
+        f"Python {platform.python_version()}",
+        platform.system(),
+    ]
+    return ", ".join(parts)
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return a SHA-256 that changes when data files do: of a folder, names, sizes and times.
+
+    A single file is read; the files of a folder may be too many for that.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+                known = file.stat()
+                name = file.relative_to(path)
+                digest.update(f"{name}\0{known.st_size}\0{known.st_mtime_ns}\0".encode())
+        elif path.is_file():
+            with path.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def digest_of(*parts: object) -> str:
+    """Return the SHA-256 of values that JSON can hold, 64 hex digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

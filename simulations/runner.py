@@ -1,0 +1,219 @@
+"""Computes the cells of a sweep one after the other, so that it can be cut short at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from shared.errors import ConsiliumError, SimulationError
+from simulations.build import Federation, build_federation
+from simulations.experiment import Simulate, Tell, run_cell, tidy
+from simulations.identity import code_digest, code_version, digest_of, files_digest, machine
+from simulations.records import Cell, Outcome
+from simulations.results import Results
+from simulations.scenario import Scenario, study_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, the scenario it is of, and how many rounds it takes."""
+
+    cell: Cell
+    scenario: Scenario
+    rounds: int
+
+
+class Watcher(Protocol):
+    """Is told how a sweep gets on."""
+
+    def begin(self, jobs: Sequence[Job], done: int) -> None:
+        """Begin with these jobs left to do, after so many that were finished before."""
+
+    def started(self, job: Job) -> None:
+        """Begin a job."""
+
+    def progress(self, job: Job, part: float) -> None:
+        """Note which part of a job's rounds is done, 0 to 1."""
+
+    def ended(self, job: Job, reason: str) -> None:
+        """End a job; the reason is empty unless it failed."""
+
+
+def plan_jobs(
+    scenarios: Sequence[Scenario],
+    *,
+    strategies: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    command: str = "",
+) -> list[Job]:
+    """Return a job for each scenario, seed and strategy.
+
+    Args:
+        scenarios: Checked ones.
+        strategies: Instead of those each scenario compares; empty: those.
+        seeds: Instead of each scenario's own; empty: those.
+        command: Noted with the cells.
+
+    Raises:
+        SimulationError: A scenario knows no such strategy, or its study is not valid.
+    """
+    jobs = []
+    for scenario in scenarios:
+        digest = digest_of(scenario.digest, scenario.description, files_digest(_files(scenario)))
+        for seed in dict.fromkeys(seeds or scenario.seeds):
+            for strategy in dict.fromkeys(strategies or scenario.compare):
+                study = study_of(scenario, strategy, scenario.sites.number or 1)
+                cell = _cell(scenario, digest, strategy, seed, command)
+                jobs.append(Job(cell, scenario, study.federation.rounds))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job], folder: Path, simulate: Simulate, device: str, watcher: Watcher
+) -> list[Cell]:
+    """Compute the jobs that are not finished yet; return the cells that failed.
+
+    Killed at any moment and called again, it goes on in the cell it was in. A cell that fails
+    keeps its reason and does not stop the others; the next call tries it from its beginning.
+
+    Args:
+        jobs: As planned.
+        folder: Of the results; made if it does not exist.
+        simulate: Computes.
+        device: Where to score: "auto", "cpu" or "cuda".
+        watcher: Is told how it gets on.
+
+    Raises:
+        SimulationError: Another process works in the folder.
+        CoordinatorError: The results file cannot be used.
+    """
+    failed = []
+    with _locked(folder), Results(folder, create=True) as results:
+        results.plan(job.cell for job in jobs)
+        before = {cell.id: cell.state for cell in results.cells()}
+        left = [job for job in jobs if before[job.cell.id] != "finished"]
+        watcher.begin(left, len(jobs) - len(left))
+        federations = _Federations()
+        for job in left:
+            watcher.started(job)
+            running = replace(job.cell, state="running", started=datetime.now(UTC).isoformat())
+            results.note(running)
+            began, place = time.monotonic(), folder / "cells" / job.cell.id
+            if before[job.cell.id] != "running":
+                _empty(place)
+            compute = partial(_compute, job.scenario, federations, place, simulate, device)
+            try:
+                outcome = compute(running, partial(watcher.progress, job))
+            except Exception as error:  # noqa: BLE001
+                # Whatever went wrong with one cell, the others can still be computed.
+                reason = _reason(error, place)
+                failed.append(replace(running, state="failed", reason=reason))
+                results.note(failed[-1])
+            else:
+                reason, seconds = "", time.monotonic() - began
+                results.store(replace(outcome, cell=replace(outcome.cell, seconds=seconds)))
+                tidy(place)
+            watcher.ended(job, reason)
+    return failed
+
+
+class _Federations:
+    """The newest federation: the strategies of one seed, one after the other, share it."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._federation: Federation | None = None
+
+    def get(self, scenario: Scenario, seed: int) -> Federation:
+        """Return the federation of a scenario and seed."""
+        key = digest_of(scenario.digest, seed)
+        if self._federation is None or key != self._key:
+            self._federation = None  # make room first
+            self._key, self._federation = key, build_federation(scenario, seed)
+        return self._federation
+
+
+def _compute(
+    scenario: Scenario,
+    federations: _Federations,
+    place: Path,
+    simulate: Simulate,
+    device: str,
+    cell: Cell,
+    tell: Tell,
+) -> Outcome:
+    federation = federations.get(scenario, cell.seed)
+    return run_cell(cell, scenario, federation, place, simulate, device, tell)
+
+
+def _files(scenario: Scenario) -> list[Path]:
+    """Return the files and folders a scenario's data comes from."""
+    named = scenario.data.model_dump(include={"path", "labels"})
+    return [Path(name) for name in named.values()]
+
+
+def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: str) -> Cell:
+    """Return a planned cell; its id stands for all that its figures depend on."""
+    chosen = scenario.strategy(strategy)
+    way = digest_of(strategy, chosen.setting, chosen.study)
+    return Cell(
+        id=digest_of(digest, way, seed, code_digest())[:16],
+        scenario=scenario.name,
+        strategy=strategy,
+        seed=seed,
+        scenario_digest=digest,
+        strategy_digest=way,
+        code=code_digest(),
+        code_version=code_version(),
+        machine=machine(),
+        labels=scenario.labels,
+        command=command,
+        scenario_text=scenario.model_dump_json(exclude_defaults=True),
+    )
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _reason(error: Exception, place: Path) -> str:
+    """Return in one line why a cell failed; of what nobody foresaw, the rest is in a file."""
+    if isinstance(error, ConsiliumError):
+        return str(error)
+    (place / "error.txt").write_text("".join(traceback.format_exception(error)))
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line} (see {place / 'error.txt'})"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the results for this process; the kernel lets go however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise SimulationError(
+            f"the results folder cannot be written: {error.strerror}",
+            str(folder),
+            "Give another --out",
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SimulationError(
+                "another sweep is writing results here",
+                str(folder),
+                "Wait for it, end it, or give another --out",
+            ) from None
+        yield

@@ -1,0 +1,84 @@
+"""The compact tables a sweep ends with in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from simulations.aggregate import Aggregate, aggregate
+from simulations.records import MEAN, WORST, Cell, Measurement
+from simulations.results import Results
+
+HEADLINE = "auc"
+_MODELS = ("global", "local", "personal")
+
+
+def tables(results: Results, scenarios: Iterable[str]) -> list[Table]:
+    """Return a table for each of these scenarios that has finished cells."""
+    cells, wanted = results.cells(state="finished"), dict.fromkeys(scenarios)
+    by_scenario = {name: [c for c in cells if c.scenario == name] for name in wanted}
+    return [_table(results, name, found) for name, found in by_scenario.items() if found]
+
+
+def noise_note(cells: Iterable[Cell]) -> str:
+    """Return what every table of private simulations must say; empty without any."""
+    seeded = any(cell.seeded_noise for cell in cells)
+    return "Noise of private runs is seeded: repeatable here, never so at a hospital." * seeded
+
+
+def _table(results: Results, scenario: str, cells: Sequence[Cell]) -> Table:
+    figures = _figures(results.measurements(scenario=scenario, metric=HEADLINE, subgroup=""))
+    table = Table(title=scenario, title_justify="left", caption=_caption(cells, figures.values()))
+    table.caption_justify = "left"
+    table.add_column("strategy")
+    for heading in ("AUC, common test [95 %]", "worst site, own", "mean over sites, own"):
+        table.add_column(heading, justify="right")
+    for heading in ("epsilon", "rounds", "MB", "seeds"):
+        table.add_column(heading, justify="right")
+    for strategy in dict.fromkeys(cell.strategy for cell in cells):
+        same = [cell for cell in cells if cell.strategy == strategy]
+        for model in _MODELS:
+            test = figures.get((strategy, model, "test", "" if model == "global" else MEAN))
+            if test is None:
+                continue
+            own = [figures.get((strategy, model, "own", site)) for site in (WORST, MEAN)]
+            name = strategy if model != "personal" else f"{strategy}, own models"
+            table.add_row(name, _figure(test, True), *map(_figure, own), *_costs(same))
+    return table
+
+
+def _figures(measurements: Iterable[Measurement]) -> dict[tuple[str, ...], Aggregate]:
+    """Return the final figures by strategy, model, where and site."""
+    final = (m for m in measurements if m.round < 0)
+    return {(a.strategy, a.model, a.where, a.site): a for a in aggregate(final)}
+
+
+def _figure(found: Aggregate | None, interval: bool = False) -> str:
+    """Write a value, its interval, and over how many sites it is if not over all."""
+    if found is None or found.value is None:
+        return "undefined"
+    text = f"{found.value:.3f}"
+    if interval and found.low is not None:
+        text += f" [{found.low:.3f}, {found.high:.3f}]"
+    missing = found.site in (MEAN, WORST) and found.over < found.of
+    return f"{text} ({found.over} of {found.of} sites)" if missing else text
+
+
+def _costs(cells: Sequence[Cell]) -> list[str]:
+    epsilons = [cell.epsilon for cell in cells if cell.epsilon is not None]
+    rounds = sorted({cell.rounds for cell in cells})
+    sent = sum(cell.bytes_up + cell.bytes_down for cell in cells) / len(cells) / 1e6
+    return [
+        f"{max(epsilons):.2f}" if epsilons else "none",
+        "-".join(str(n) for n in dict.fromkeys((rounds[0], rounds[-1]))),
+        f"{sent:.1f}" if sent else "0",
+        str(len(cells)),
+    ]
+
+
+def _caption(cells: Sequence[Cell], figures: Iterable[Aggregate]) -> str:
+    sources = {found.source for found in figures}
+    over = "over seeds (Student)" if "seeds" in sources else "over test patients (bootstrap)"
+    notes = [f"Intervals are {over}.", noise_note(cells)]
+    return " ".join(note for note in notes if note)

@@ -1,0 +1,109 @@
+"""What a run's folder tells of the run: who took part, what it spent, how much was sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from server.release import read_card
+from shared.study import Study
+from shared.transport import Weights
+from simulations.measure import Model
+from simulations.records import Part
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Privacy one site spent, as its last answer said."""
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A finished run.
+
+    Attributes:
+        model: The released one.
+        rounds: Of training.
+        parts: What each site did in each round.
+        spent: By site; empty without privacy.
+        bytes_up: Of the updates that arrived, also of those set aside.
+        bytes_down: Of the weights that were sent.
+    """
+
+    model: Model
+    rounds: int
+    parts: tuple[Part, ...]
+    spent: dict[str, Spent]
+    bytes_up: int
+    bytes_down: int
+
+
+def read_trace(run_dir: Path, study: Study, cell: str) -> Trace:
+    """Read a finished run.
+
+    Args:
+        run_dir: As `server.federation.run_federation` leaves it.
+        study: The run's plan.
+        cell: Written into the parts.
+
+    Raises:
+        CoordinatorError: The run is not finished.
+    """
+    card, weights = read_card(run_dir), load_file(run_dir / "model.safetensors")
+    parts, spent = [], {}
+    for line in _lines(run_dir / "metrics.jsonl"):
+        for site, entry in line["sites"].items():
+            parts.append(Part(cell, line["round"], site, entry["state"], entry["reason"]))
+            if "epsilon" in entry:
+                spent[site] = Spent(entry["epsilon"], entry["delta"], entry["noise_multiplier"])
+    up, down = _messages(run_dir, card.rounds)
+    size = sum(array.nbytes for array in weights.values())
+    # A control variate travels to the sites beside the weights, and is as large (SCAFFOLD).
+    outward = {"train": size * (1 + study.training.control), "evaluate": size, "describe": 0}
+    sent = sum(outward[task] * count for task, count in down.items())
+    model = Model(weights, card.statistics)
+    return Trace(model, card.rounds, tuple(parts), spent, up * size, sent)
+
+
+def read_checkpoints(run_dir: Path, every: int) -> Iterator[tuple[int, Weights]]:
+    """Yield the global model after every so many rounds, and after the last.
+
+    Where the study releases a running mean of the models, it is that mean.
+    """
+    paths = sorted((run_dir / "checkpoints").glob("round-*.safetensors"))
+    for number, path in enumerate(paths, start=1):
+        if number % every == 0 or number == len(paths):
+            arrays = load_file(path)
+            prefix = "average/" if any(n.startswith("average/") for n in arrays) else "global/"
+            found = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            yield int(path.stem.removeprefix("round-")), found
+
+
+def _messages(run_dir: Path, rounds: int) -> tuple[int, dict[str, int]]:
+    """Count the updates that came in, and the requests that went out by task."""
+    up, down = 0, {"describe": 0, "train": 0, "evaluate": 0}
+    for event in _lines(run_dir / "events.jsonl"):
+        name, number = event["event"], event.get("round", 0)
+        training = 1 <= number <= rounds
+        if name == "site-sent":
+            down["train" if training else "evaluate" if number else "describe"] += 1
+        elif name == "site-late":
+            up += event.get("outcome") == "update"
+        elif name in ("site-replied", "update-rejected"):
+            up += training
+    return up, down
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
