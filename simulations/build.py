@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from simulations.datasets import Facts, Patients
-from simulations.scenario import Scenario
+import numpy as np
+
+from shared.errors import SimulationError
+from simulations.checks import check_parts
+from simulations.datasets import Dataset, Facts, Patients, load_dataset
+from simulations.degrade import Removed
+from simulations.partition import LeaveOut, deal
+from simulations.parts import choose_sites
+from simulations.patients import concatenate, require_classes, split_stratified, strata
+from simulations.scenario import Scenario, study_of
+from simulations.shifts import shifted
+
+DEALING, SHIFTING, DEGRADING, SPLITTING = range(4)
+"""Each stage draws from a stream of its own: a gap more leaves the partition as it was."""
 
 
 @dataclass(frozen=True)
@@ -64,5 +77,115 @@ class Federation:
 
 
 def build_federation(scenario: Scenario, seed: int) -> Federation:
-    """Build a scenario's federation; the same seed gives the same bits."""
-    raise NotImplementedError
+    """Build a scenario's federation; the same seed gives the same bits.
+
+    Patients are held out at each site evenly by class, study.data.held_out of them, rather than
+    each by a hash of an id as hospitals do: sites of few patients then have someone to score.
+
+    Args:
+        scenario: A checked scenario.
+        seed: Of data that is made up, partition, shifts, gaps and split.
+
+    Raises:
+        SimulationError: The data cannot be read, a class has no patient anywhere, or a site
+            would be left with fewer than two.
+    """
+    dataset = _without_left_out(scenario, load_dataset(scenario.data, seed))
+    facts = dataset.facts
+    require_classes(dataset.train.labels, facts)
+    number = check_parts(scenario, facts)
+    held_out = study_of(scenario, "pooled", number).data.held_out
+    dealt = deal(scenario.partition, dataset.train, facts, number, _rng(seed, DEALING))
+    sites, missing = [], []
+    everyone = zip(dealt.names, dealt.patients, strict=True)
+    for index, (name, members) in enumerate(everyone):
+        found = dataset.train.take(members)
+        degraded, removed = _degraded(scenario, found, facts, (index, len(dealt.names)), seed)
+        missing += [*_as_found(name, found, facts), *_named(name, found, removed, facts)]
+        sites.append(_split(name, degraded, held_out, _rng(seed, SPLITTING, index)))
+    unused = [f"{dealt.unused} patients are at no site"] if dealt.unused else []
+    return Federation(tuple(sites), dataset.test, facts, tuple(missing), (*facts.notes, *unused))
+
+
+def _rng(seed: int, *stage: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *stage])
+
+
+def _without_left_out(scenario: Scenario, dataset: Dataset) -> Dataset:
+    """Make the common test set of the cell that is left out, if one is."""
+    for part in scenario.partition:
+        if isinstance(part, LeaveOut):
+            everyone = concatenate([dataset.train, dataset.test])
+            cell = dataset.facts.group_names[part.group].index(part.cell)
+            out = everyone.groups[part.group] == cell
+            note = f"the test set is {part.group} {part.cell}, which no site has seen"
+            facts = replace(dataset.facts, notes=(*dataset.facts.notes, note))
+            return Dataset(
+                facts, everyone.take(np.flatnonzero(~out)), everyone.take(np.flatnonzero(out))
+            )
+    return dataset
+
+
+def _degraded(
+    scenario: Scenario, patients: Patients, facts: Facts, place: tuple[int, int], seed: int
+) -> tuple[Patients, list[tuple[str, Removed]]]:
+    """Shift and degrade a site's patients; return them, and what was removed by which kind.
+
+    Those about whom nothing is known are then left out, as hospitals do.
+    """
+    site, sites = place
+    for turn, shift in enumerate(scenario.shifts):
+        if site in choose_sites(shift.sites, sites, _rng(seed, SHIFTING, turn)):
+            rng = _rng(seed, SHIFTING, turn, site)
+            images = shifted(patients.images, shift, site, rng)
+            patients = replace(patients, images=images)
+    removed: list[tuple[str, Removed]] = []
+    for turn, part in enumerate(scenario.degrade):
+        if site in choose_sites(part.sites, sites, _rng(seed, DEGRADING, turn)):
+            patients, lost = part(patients, facts, _rng(seed, DEGRADING, turn, site))
+            removed += [(part.kind, each) for each in lost if each.count]
+    known = patients.labels >= 0
+    stays = known.any(axis=1) if facts.findings else known
+    return patients.take(np.flatnonzero(stays)), removed
+
+
+def _as_found(site: str, patients: Patients, facts: Facts) -> Iterator[Missing]:
+    """Yield what the data itself lacks at a site."""
+    counts = {
+        ("value", column.name): int(np.isnan(patients.images[:, place]).sum())
+        for place, column in enumerate(facts.columns)
+    }
+    columns = {column.name for column in facts.columns}
+    counts |= {
+        ("value", name): int((cells < 0).sum())
+        for name, cells in patients.groups.items()
+        if name not in columns
+    }
+    if facts.findings:
+        unknown = (patients.labels < 0).sum(axis=0)
+        counts |= {("label", name): int(n) for name, n in zip(facts.classes, unknown, strict=True)}
+    for (what, name), count in counts.items():
+        if count:
+            yield Missing(site, what, name, "as found", count, len(patients))
+
+
+def _named(
+    site: str, found: Patients, removed: list[tuple[str, Removed]], facts: Facts
+) -> Iterator[Missing]:
+    """Yield what was removed at a site, beside how much of it there was before."""
+    for cause, each in removed:
+        total = len(found)
+        if each.what == "image":
+            total = len(found.images)
+        elif each.name in facts.classes and not facts.findings:
+            total = int((found.labels == facts.classes.index(each.name)).sum())
+        yield Missing(site, each.what, each.name, cause, each.count, total)
+
+
+def _split(name: str, patients: Patients, held_out: float, rng: np.random.Generator) -> SiteData:
+    if len(patients) < 2:
+        raise SimulationError(
+            f"{name} is left with fewer than two patients", "degrade", "Take less away there"
+        )
+    train, kept = split_stratified(strata(patients.labels), held_out, rng)
+    return SiteData(name, patients.take(train), patients.take(kept))

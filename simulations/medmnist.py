@@ -25,7 +25,7 @@ class Pool:
 
     Attributes:
         images: uint8 [n, rows, columns] or [n, rows, columns, 3].
-        labels: int64 [n].
+        labels: int64 [n], or [n, findings] where an image has several.
     """
 
     images: NDArray[np.uint8]
@@ -55,6 +55,19 @@ class MedMnist:
     duplicates: int
     contradictory: int
     in_test: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know, a clause each."""
+        told = {
+            "copies of an image removed from the hospitals": self.duplicates,
+            "images with contradictory labels removed from the hospitals": self.contradictory,
+            "images of the test part removed from the hospitals": self.in_test,
+        }
+        return (
+            "one image stands in for one patient",
+            *(f"{count} {what}" for what, count in told.items() if count),
+        )
 
 
 def write_medmnist(
@@ -109,31 +122,35 @@ def write_medmnist(
             channels=1 if pool.images.ndim == 3 else 3,
             sop_class=SECONDARY_CAPTURE,
             seed=seed,
-            notes=_notes(data),
+            notes=data.notes,
         )
         for name, pool, numbers, store in (*hospitals, test)
     ]
 
 
-def read_medmnist(npz: Path) -> MedMnist:
+def read_medmnist(npz: Path, *, several: bool = False) -> MedMnist:
     """Read and check a MedMNIST file, and remove what occurs twice.
+
+    Args:
+        npz: The file.
+        several: Whether an image may have several labels, each 0 or 1.
 
     Raises:
         DataError: The file cannot be read or is not of this layout.
     """
-    train, val, test = _read_pools(npz)
+    train, val, test = _read_pools(npz, several)
     pool = Pool(
         np.concatenate([train.images, val.images]), np.concatenate([train.labels, val.labels])
     )
     tested = {image.tobytes() for image in test.images}
     in_test = np.array([image.tobytes() in tested for image in pool.images], dtype=bool)
     left = pool[~in_test]
-    labels_of: dict[bytes, set[int]] = {}
+    labels_of: dict[bytes, set[bytes]] = {}
     first = np.zeros(len(left), dtype=bool)
     for index, (image, label) in enumerate(zip(left.images, left.labels, strict=True)):
         key = image.tobytes()
         first[index] = key not in labels_of
-        labels_of.setdefault(key, set()).add(int(label))
+        labels_of.setdefault(key, set()).add(label.tobytes())
     agreed = np.array([len(labels_of[image.tobytes()]) == 1 for image in left.images], dtype=bool)
     return MedMnist(
         hospitals=left[first & agreed],
@@ -144,7 +161,7 @@ def read_medmnist(npz: Path) -> MedMnist:
     )
 
 
-def _read_pools(npz: Path) -> tuple[Pool, Pool, Pool]:
+def _read_pools(npz: Path, several: bool) -> tuple[Pool, Pool, Pool]:
     parts = ("train", "val", "test")
     keys = [f"{part}_{kind}" for part in parts for kind in ("images", "labels")]
     try:
@@ -155,7 +172,7 @@ def _read_pools(npz: Path) -> tuple[Pool, Pool, Pool]:
     except (OSError, ValueError, EOFError, TypeError, AttributeError, BadZipFile, zlib.error):
         raise _refusal(npz, "the file cannot be read as .npz") from None
     train, val, test = (
-        Pool(_images(npz, arrays, part), _labels(npz, arrays, part)) for part in parts
+        Pool(_images(npz, arrays, part), _labels(npz, arrays, part, several)) for part in parts
     )
     if not train.images.shape[1:] == val.images.shape[1:] == test.images.shape[1:]:
         raise _refusal(npz, "the images of the three parts differ in shape")
@@ -172,15 +189,30 @@ def _images(npz: Path, arrays: dict[str, NDArray[Any]], part: str) -> NDArray[np
     return images
 
 
-def _labels(npz: Path, arrays: dict[str, NDArray[Any]], part: str) -> NDArray[np.int64]:
+def _labels(
+    npz: Path, arrays: dict[str, NDArray[Any]], part: str, several: bool
+) -> NDArray[np.int64]:
     labels, count = arrays[f"{part}_labels"], len(arrays[f"{part}_images"])
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise _refusal(npz, f"{part}_labels has several labels an image")
+        return _several_labels(npz, labels, count, part, several)
     if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
         raise _refusal(npz, f"{part}_labels must be one whole number an image")
     if labels.min() < 0 or labels.max() >= MOST_CLASSES:
         raise _refusal(npz, f"{part}_labels must lie in 0 to {MOST_CLASSES - 1}")
     return labels.reshape(-1).astype(np.int64)
+
+
+def _several_labels(
+    npz: Path, labels: NDArray[Any], count: int, part: str, several: bool
+) -> NDArray[np.int64]:
+    if not several:
+        raise _refusal(npz, f"{part}_labels has several labels an image")
+    right = labels.dtype.kind in "iu" and len(labels) == count and labels.shape[1] <= MOST_CLASSES
+    if not right or not np.isin(labels, (0, 1)).all():
+        raise _refusal(
+            npz, f"several labels an image must be 0 or 1, at most {MOST_CLASSES} of them"
+        )
+    return labels.astype(np.int64)
 
 
 def _refusal(npz: Path, what: str) -> DataError:
@@ -197,15 +229,3 @@ def _patients(
     for image, label, number in zip(pool.images, pool.labels, numbers, strict=True):
         grey = image.astype(np.float32) / np.float32(255)
         yield Patient(f"P{number:06d}", names[label], [grey], store)
-
-
-def _notes(data: MedMnist) -> list[str]:
-    told = {
-        "copies of an image removed from the hospitals": data.duplicates,
-        "images with contradictory labels removed from the hospitals": data.contradictory,
-        "images of the test part removed from the hospitals": data.in_test,
-    }
-    return [
-        "one image stands in for one patient",
-        *(f"{count} {what}" for what, count in told.items() if count),
-    ]

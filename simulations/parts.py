@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from shared.errors import SimulationError
 
 Indices = npt.NDArray[np.int64]
 
-Which = (
-    Literal["all"] | Annotated[float, Field(gt=0, lt=1)] | tuple[Annotated[int, Field(ge=1)], ...]
-)
+
+def _which(value: Any) -> Any:
+    """Refuse at once, in one line, what no member of the union below would take."""
+    numbers = isinstance(value, list | tuple) and all(
+        isinstance(number, int) and number >= 1 for number in value
+    )
+    if value != "all" and not (isinstance(value, float) and 0 < value < 1) and not numbers:
+        raise ValueError("must be 'all', a part between 0 and 1, or numbers of sites from 1")
+    return value
+
+
+Which = Annotated[Literal["all"] | float | tuple[int, ...], BeforeValidator(_which)]
 """Sites: all of them, a part of them (chosen by the seed), or their numbers from 1."""
 
 

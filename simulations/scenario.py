@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import tomllib
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError
 
 from shared.errors import SimulationError, StudyError
 from shared.study import Study, explain_validation, parse_study
 from shared.study_parts import Plan
+from simulations.behaviour import check_behaviour
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow, Stay
+from simulations.checks import check_parts
+from simulations.data_files import find_data
 from simulations.datasets import Data, Facts, PhantomData, describe_dataset
 from simulations.degrade import Degrade
 from simulations.partition import Partition
@@ -33,14 +33,19 @@ __all__ = [
     "Slow",
     "Stay",
     "Strategy",
+    "find_file",
+    "list_scenarios",
     "load_scenario",
+    "merged",
+    "parse_scenario",
+    "read_toml",
     "study_of",
 ]
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 """Folder of the scenarios that come with the harness."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,47}$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class Sites(Plan):
@@ -92,6 +97,132 @@ class Scenario(Plan):
         return known[name]
 
 
+def load_scenario(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
+    """Read a scenario and check all that can be checked without computing.
+
+    Args:
+        source: Path of a file, or name of a scenario that comes with the harness.
+        overrides: Values by dotted key, such as {"sites.number": 4, "partition.0.alpha": 0.3}.
+
+    Raises:
+        SimulationError: The file is missing, is not TOML, a key is wrong, data is missing, or
+            parts do not fit together.
+    """
+    path = find_file(source)
+    return parse_scenario(read_toml(path), str(path), path.parent, overrides)
+
+
+def list_scenarios() -> list[tuple[str, str, str]]:
+    """Return name, description and kind ("scenario" or "sweep") of all that come along."""
+    found = []
+    for path in sorted(SCENARIOS.glob("*.toml")):
+        values = read_toml(path)
+        kind = "sweep" if "scenarios" in values else "scenario"
+        found.append((path.stem, str(values.get("description", "")), kind))
+    return found
+
+
+def find_file(source: str | Path, base: Path | None = None) -> Path:
+    """Return the path of a scenario: a file, or one that comes with the harness, by name.
+
+    Args:
+        source: Path or name.
+        base: Folder that relative paths are tried in first.
+
+    Raises:
+        SimulationError: There is no such file or name.
+    """
+    for path in ((base or Path()) / source, Path(source), SCENARIOS / f"{source}.toml"):
+        if path.is_file():
+            return path.resolve()
+    known = ", ".join(path.stem for path in sorted(SCENARIOS.glob("*.toml")))
+    raise SimulationError(
+        f"there is no scenario {str(source)!r}",
+        "",
+        f"Give the path of a TOML file, or one of: {known}",
+    )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        SimulationError: It cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SimulationError(f"cannot read the file: {error.strerror}", str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SimulationError(f"the file is not valid TOML: {error}", str(path)) from None
+
+
+def parse_scenario(
+    values: Mapping[str, Any],
+    where: str,
+    base: Path,
+    overrides: Mapping[str, Any] | None = None,
+) -> Scenario:
+    """Validate and check a scenario given as nested values.
+
+    Args:
+        values: What a file held.
+        where: Named in errors.
+        base: Folder that paths of data are relative to.
+        overrides: Values by dotted key.
+
+    Raises:
+        SimulationError: A key is wrong, data is missing, or parts do not fit together.
+    """
+    changed = dict(values)
+    for key, value in (overrides or {}).items():
+        changed = _with(changed, key.split("."), value, key)
+    data = changed.get("data")
+    if isinstance(data, Mapping):
+        found = {
+            key: find_data(data[key], base)
+            for key in ("path", "labels")
+            if isinstance(data.get(key), str)
+        }
+        changed["data"] = {"source": "phantoms", **data, **found}
+    try:
+        scenario = Scenario.model_validate(changed)
+    except ValidationError as error:
+        raise SimulationError(
+            f"the scenario is not valid: {explain_validation(error)}",
+            where,
+            "Correct the named keys",
+        ) from None
+    _check(scenario)
+    return scenario
+
+
+def _with(values: Any, keys: list[str], value: Any, whole: str) -> Any:
+    """Return nested values with one of them changed."""
+    if not keys:
+        return value
+    first, *rest = keys
+    if isinstance(values, list):
+        if not first.isdigit() or int(first) >= len(values):
+            raise SimulationError(f"there is no {whole!r} to change", "", "Count from 0")
+        place = int(first)
+        return [*values[:place], _with(values[place], rest, value, whole), *values[place + 1 :]]
+    if values is not None and not isinstance(values, Mapping):
+        raise SimulationError(f"there is no {whole!r} to change", "", "Check the dotted key")
+    inner = dict(values or {})
+    return inner | {first: _with(inner.get(first), rest, value, whole)}
+
+
+def _check(scenario: Scenario) -> None:
+    """Check parts, every strategy that is to be run, and who is there in which round."""
+    sites = check_parts(scenario, describe_dataset(scenario.data))
+    for name in scenario.compare:
+        study = study_of(scenario, name, sites)
+        if scenario.strategy(name).setting == "federated":
+            for seed in scenario.seeds:
+                check_behaviour(scenario.behaviour, sites, study, seed)
+
+
 def study_of(scenario: Scenario, strategy: str, sites: int) -> Study:
     """Return the study plan of one strategy in a scenario.
 
@@ -139,6 +270,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(values)
     for key, change in changes.items():
         old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(change, Mapping)
-        result[key] = merged(old, change) if both else change
+        if isinstance(old, Mapping) and isinstance(change, Mapping):
+            change = merged(old, change)
+        result[key] = change
     return result

@@ -60,23 +60,23 @@ BUILT_IN: dict[str, Strategy] = {
     ),
     "server-momentum": _federated(
         "momentum at the server (Hsu et al. 2019)",
-        federation={"optimiser": {"name": "momentum", "momentum": 0.7, "learning_rate": 0.5}},
+        federation={"optimiser": {"name": "momentum", "momentum": 0.7, "learning_rate": 3.0}},
     ),
     "fedadam": _federated(
         "Adam at the server (Reddi et al. 2021)",
-        federation={"optimiser": {"name": "adam", "learning_rate": 0.03}},
+        federation={"optimiser": {"name": "adam", "learning_rate": 0.02}},
     ),
     "fedyogi": _federated(
         "Yogi at the server (Reddi et al. 2021)",
-        federation={"optimiser": {"name": "yogi", "learning_rate": 0.03}},
+        federation={"optimiser": {"name": "yogi", "learning_rate": 0.02}},
     ),
     "median": _federated(
         "the median of the updates, by coordinate (Yin et al. 2018)",
-        federation={"aggregator": "median"},
+        federation={"aggregator": "median", "min_sites": 3},
     ),
     "trimmed-mean": _federated(
         "the mean without the extremes, by coordinate (Yin et al. 2018)",
-        federation={"aggregator": "trimmed-mean"},
+        federation={"aggregator": "trimmed-mean", "trim": 0.25, "min_sites": 4},
     ),
     "personal": _federated(
         "fine-tuned at each site, never leaving it (Wang et al. 2019)",
