@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from server.clock import Clock
 from server.federation import run_federation
 from shared.metrics import score_histogram, to_record
-from shared.protocol import LedgerHead, Refusal, Reply, Request, Spending
+from shared.protocol import LedgerHead, Refusal, Reply, Request, Spending, Statistics
+from shared.statistics import statistics_layout, statistics_sensitivity
 from shared.study import Federation, Privacy, Study, Task, Training
 from shared.transport import Received, Weights
 
@@ -68,10 +69,27 @@ class PlainSite:
         return self.answer(request, weights, time)
 
     def answer(self, request: Request, weights: Weights, time: float) -> tuple[Reply, Weights]:
+        if request.task == "describe":
+            return self.describe(request), {}
         if request.task == "evaluate":
             return self.reply(request, outcome="evaluated"), {}
-        change = {n: ((self.goal - a) / 2).astype(np.float32) for n, a in weights.items()}
+        control = {n: weights.pop(n) for n in list(weights) if n.startswith("control/")}
+        change = {
+            n: ((self.goal - a) / 2 - control.get(f"control/{n}", 0)).astype(np.float32)
+            for n, a in weights.items()
+        }
         return self.reply(request, outcome="update", patients=self.patients), change
+
+    def describe(self, request: Request) -> Reply:
+        """Answer with all patients in the first cell of everything, under the study's noise."""
+        study = Study.model_validate_json(request.study)
+        classes, columns = statistics_layout(study)
+        statistics = Statistics(
+            classes=(self.patients, *[0.0] * (classes - 1)),
+            columns=tuple((self.patients, *[0.0] * (length - 1)) for length in columns),
+            noise=study.privacy.statistics_noise * statistics_sensitivity(study),
+        )
+        return self.reply(request, outcome="described", statistics=statistics, evaluation=None)
 
     def reply(self, request: Request, **changes: Any) -> Reply:
         self.entries += 2
@@ -175,6 +193,10 @@ class World:
             federation=Federation(**(plan | federation)),
         )
 
+    def change_study(self, **parts: Any) -> None:
+        """Give the study other parts, such as `training={"control": True}`."""
+        self.study = Study.model_validate(self.study.model_dump() | parts)
+
     @staticmethod
     def initial(study: Study) -> Weights:
         return {
@@ -203,8 +225,11 @@ class World:
             weights = {name: (array + goal) / 2 for name, array in weights.items()}
         return {name: array.astype(np.float32) for name, array in weights.items()}
 
+    def released(self) -> Weights:
+        return load_file(self.run_dir / "model.safetensors")
+
     def assert_released(self, expected: Weights, atol: float = 1e-6) -> None:
-        weights = load_file(self.run_dir / "model.safetensors")
+        weights = self.released()
         assert weights.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_allclose(weights[name], array, atol=atol)

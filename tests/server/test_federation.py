@@ -66,8 +66,15 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in the product catches it."""
 
 
+REMEDIES = {
+    "training": {"control": True},
+    "federation": {"optimiser": {"name": "yogi", "learning_rate": 0.1}, "average": 0.5},
+}
+
+
 @pytest.mark.parametrize("moment", [1, 4, 5, 8, 11])
-def test_a_killed_run_goes_on_to_the_same_weights(world, tmp_path, moment: int) -> None:
+@pytest.mark.parametrize("parts", [{"federation": {"average": 0.5}}, REMEDIES])
+def test_a_killed_run_goes_on_to_the_same_weights(world, tmp_path, moment: int, parts) -> None:
     deliver, seen = world.network.deliver, []
 
     def dying(*arguments):
@@ -76,7 +83,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(world, tmp_path, moment: int) 
             raise Killed
         return deliver(*arguments)
 
-    world.study = world.make_study(average=0.5)
+    plan = world.study.federation.model_dump() | parts["federation"]
+    world.change_study(**parts | {"federation": plan})
     world.network.deliver = dying
     with pytest.raises(Killed):
         world.run()

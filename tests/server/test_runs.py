@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from shared.errors import CoordinatorError
 from shared.protocol import LedgerHead
 
 WEIGHTS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
-START = Checkpoint(0, WEIGHTS, WEIGHTS)
+REMEMBERED = {"mean/w": np.ones((2, 3), np.float32)}
+START = Checkpoint(0, WEIGHTS, WEIGHTS, REMEMBERED, WEIGHTS)
 
 
 def checkpoint(number: int) -> Checkpoint:
@@ -24,6 +26,8 @@ def checkpoint(number: int) -> Checkpoint:
         round=number,
         weights={"w": WEIGHTS["w"] + number},
         average={"w": WEIGHTS["w"] - number},
+        optimiser={"mean/w": REMEMBERED["mean/w"] * number},
+        control={"w": WEIGHTS["w"] / number},
         sites={"Ashford": SiteRecord(rounds=number, patients=50, epsilon=0.25)},
         heads={"Ashford": LedgerHead(entries=number, hash="a" * 64)},
     )
@@ -51,8 +55,10 @@ def test_a_checkpoint_comes_back_bit_for_bit(world) -> None:
         found = folder.latest(START)
     expected = checkpoint(12)
     assert (found.round, found.sites, found.heads) == (12, expected.sites, expected.heads)
-    assert found.weights["w"].tobytes() == expected.weights["w"].tobytes()
-    assert found.average["w"].tobytes() == expected.average["w"].tobytes()
+    for group in ("weights", "average", "optimiser", "control"):
+        arrays, wanted = getattr(found, group), getattr(expected, group)
+        assert arrays.keys() == wanted.keys()
+        assert all(arrays[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +86,13 @@ def test_weights_of_another_model_are_not_taken_up(world) -> None:
     other = Checkpoint(0, {"w": np.zeros(3, np.float32)}, {})
     with open_folder(world) as folder:
         assert folder.latest(other) is other
+
+
+def test_a_checkpoint_without_what_the_study_remembers_is_not_taken_up(world) -> None:
+    save_rounds(world, 1)
+    for other in (replace(START, control={}), replace(START, optimiser={})):
+        with open_folder(world) as folder:
+            assert folder.latest(other) is other
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_up(world, tmp_path: Path) -> None:
