@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,16 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from shared.accounting import Mechanism, calibrate, default_delta, epsilon, rdp_epsilon
+from shared.accounting import (
+    Mechanism,
+    before_training,
+    calibrate,
+    default_delta,
+    epsilon,
+    rdp_epsilon,
+)
 from shared.errors import StudyError
+from shared.study import Study
 
 ONE_PATIENT = NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -143,6 +152,51 @@ def test_calibrated_noise_keeps_the_budget_and_wastes_little(
 def test_calibration_keeps_any_budget(budget: float, delta: float, rate: float, steps: int) -> None:
     noise = calibrate(budget, delta, rate, steps)
     assert epsilon([Mechanism(noise, rate, steps)], delta) <= budget
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate", "steps", "other"),
+    [(8, 0.15, 102, 10), (8, 0.15, 102, 1), (3, 0.05, 60, 3), (1, 1.0, 20, 10)],
+)
+def test_noise_calibrated_beside_another_release_keeps_the_budget_of_both(
+    budget: float, rate: float, steps: int, other: float
+) -> None:
+    beside = Mechanism(other, 1.0, 2)
+    noise = calibrate(budget, 1e-5, rate, steps, [beside])
+    own = Mechanism(noise, rate, steps)
+    assert epsilon([own, beside], 1e-5) <= budget
+    assert epsilon([replace(own, noise_multiplier=0.995 * noise), beside], 1e-5) > budget
+    assert 0.985 * budget < pld_epsilon(1e-5, own, beside) < 1.001 * budget
+    assert noise > calibrate(budget, 1e-5, rate, steps)
+
+
+def test_a_budget_that_the_other_release_uses_up_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"cost epsilon 6\.\d+ alone.*privacy\.statistics_noise"):
+        calibrate(3.0, 1e-5, 0.15, 100, [Mechanism(1.0, 1.0, 2)])
+
+
+@settings(max_examples=10, deadline=None)
+@given(noise=st.floats(0.7, 40), parts=st.lists(st.integers(1, 9), min_size=2, max_size=5))
+def test_steps_in_portions_cost_the_same_to_the_last_bit(noise: float, parts: list[int]) -> None:
+    # A ledger adds up what was charged and what is still to come; a budget that calibration used
+    # up to the full must not fail by the order of additions.
+    other = Mechanism(3.0, 0.2, 5)
+    whole = epsilon([Mechanism(noise, 1.0, sum(parts)), other], 1e-5)
+    assert epsilon([other, *(Mechanism(noise, 1.0, n) for n in parts)], 1e-5) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "releases"),
+    [({}, 0), ({"training": {"loss": {"name": "class-balanced"}}}, 3)],
+)
+def test_statistics_are_released_once_and_for_each_spare_round(
+    changes: dict[str, object], releases: int
+) -> None:
+    study = {"name": "s", "task": {"classes": ["a", "b"]}, "privacy": {"spare_rounds": 2}}
+    found = before_training(Study.model_validate(study | changes))
+    assert found == ((Mechanism(10.0, 1.0, releases),) if releases else ())
+    study["privacy"] = {"enabled": False}
+    assert before_training(Study.model_validate(study | changes)) == ()
 
 
 def test_nothing_run_costs_nothing_and_no_noise_costs_everything() -> None:
