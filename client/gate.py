@@ -7,10 +7,33 @@ from torch import nn
 
 from shared.errors import ConsiliumError, ProtocolError, SiteError
 from shared.models import build_model, get_weights, set_weights
-from shared.protocol import Statistics
+from shared.protocol import CONTROL, Statistics
 from shared.statistics import statistics_layout
 from shared.study import Study
 from shared.transport import Weights
+
+
+def split_control(study: Study, task: str, weights: Weights) -> tuple[Weights, Weights]:
+    """Part what came in into the global weights and the server's control variate.
+
+    Args:
+        study: The plan.
+        task: What the server asks; the control variate comes with "train" only.
+        weights: As received.
+
+    Returns:
+        The weights, which `load_model` checks, and the control variate by the names of the
+        parameters; empty where the study has none.
+
+    Raises:
+        ProtocolError: The control variate is missing or was not asked for, or it does not have
+            the names, shapes, type of the weights, or is not finite.
+    """
+    control = {n.removeprefix(CONTROL): a for n, a in weights.items() if n.startswith(CONTROL)}
+    model = {name: array for name, array in weights.items() if not name.startswith(CONTROL)}
+    expected = model if study.training.control and task == "train" else {}
+    _check(control, expected, ProtocolError, "the control variate is refused")
+    return model, control
 
 
 def load_model(study: Study, weights: Weights, statistics: Statistics | None = None) -> nn.Module:

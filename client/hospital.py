@@ -10,6 +10,7 @@ from pathlib import Path
 from client.approvals import Approvals
 from client.audit import AuditLog, Event
 from client.data.cohort import Cohort, load_cohort
+from client.local_state import LocalStates
 from client.outbox import Outbox
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_store import Clock
@@ -53,6 +54,11 @@ class Hospital:
     def outbox(self) -> Outbox:
         """Answers the server may not have yet."""
         return Outbox(self.site.outbox, self.vault)
+
+    @property
+    def local_states(self) -> LocalStates:
+        """What runs keep at the site between their rounds."""
+        return LocalStates(self.site.local, self.vault)
 
     def ledger(self) -> Ledger:
         """Open the privacy ledger; use it in a `with` statement.

@@ -8,30 +8,26 @@ import traceback
 import torch
 from torch import nn
 
-from client.audit import Event, Left
+from client.answers import answer, event, refuse, sent_event
+from client.audit import Event
 from client.describe import describe, keep_statistics, own_statistics
-from client.evaluation import evaluate
-from client.gate import check_update, load_model
+from client.gate import check_update, load_model, split_control
 from client.hospital import Hospital, open_hospital
-from client.outbox import Kept, Parcel, digest
-from client.policy import check_day, check_study, limits
-from client.privacy.ledger import Ledger, Reservation
-from client.site import Site
-from client.spending import study_epsilon
-from client.training import pick_device, train_round
-from client.work import Work, plan_work
-from shared.errors import (
-    ConsiliumError,
-    DataError,
-    LedgerError,
-    PolicyRefusal,
-    ProtocolError,
-    SiteError,
-    StudyError,
-)
+from client.local_state import LocalState, wear
+from client.outbox import Parcel, digest
+from client.personal import fine_tune, makes_personal
+from client.policy import check_day, check_study
+from client.privacy.ledger import Ledger
+from client.session import Session
+from client.site import Policy, Site
+from client.terms import make_terms
+from client.training import pick_device
+from client.work import plan_work
+from shared.errors import ConsiliumError, PolicyRefusal, ProtocolError, SiteError
 from shared.heads import verify_head
+from shared.losses import make_loss
 from shared.models import get_weights
-from shared.protocol import LedgerHead, Refusal, Reply, Request, ScoreHistogram, Spending
+from shared.protocol import LedgerHead, Reply, Request
 from shared.study import Study
 from shared.transport import Weights
 
@@ -56,11 +52,11 @@ def handle(hospital: Hospital, request: Request, weights: Weights) -> tuple[Repl
         return _answer(hospital, request, weights)
     except ConsiliumError as error:
         log.warning("refused: %s", error)
-        return _refuse(hospital, request, _code(error), error), {}
+        return refuse(hospital, request, error), {}
     except Exception as error:  # noqa: BLE001
         # Whatever it is, its text may name files or patients, and must not reach the server.
         traceback.print_exc()
-        return _refuse(hospital, request, "internal-error", error), {}
+        return refuse(hospital, request, error), {}
 
 
 def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Reply, Weights]:
@@ -74,10 +70,11 @@ def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Rep
         if parcel is None:
             parcel = _compute(hospital, ledger, study, request, weights)
             hospital.outbox.put(parcel)
+        _keep_local(hospital, study, request, weights, parcel.update)
         ledger.commit(parcel.kept.reservations)
         update = {"head": ledger.head(), "resent": resent}
         reply = parcel.kept.reply.model_copy(update=update)
-        hospital.log(_sent_event(request, reply, parcel.update))
+        hospital.log(sent_event(request, reply, parcel.update))
     return reply, parcel.update
 
 
@@ -118,112 +115,95 @@ def _compute(
 ) -> Parcel:
     """Do what a request asks; nothing is computed before it is allowed and paid for."""
     site, policy = hospital.site, hospital.site.config.policy
-    _check_round(study, request)
+    _check_task(policy, study, request)
     if request.task == "train":
         check_day(policy, ledger.rounds_today())
-    if request.task == "describe":
-        return _describe(hospital, ledger, study, request, weights)
-    device, model = _device(site), load_model(study, weights, request.statistics)
-    work = plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study))
-    reservations = _reserve(hospital, ledger, request, work, weights)
-    evaluation, update = _run(hospital, study, request, work, model, weights, device)
-    reply = Reply(
-        study_digest=study.digest,
-        run=request.run,
-        round=request.round,
-        outcome="update" if request.task == "train" else "evaluated",
-        patients=len(work.train),
-        spending=_spending(ledger, study),
-        evaluation=evaluation,
+    received, control = split_control(study, request.task, weights)
+    device = _device(site)
+    model = None if request.task == "describe" else load_model(study, received, request.statistics)
+    session = Session(
+        hospital=hospital,
+        ledger=ledger,
+        study=study,
+        request=request,
+        weights=received,
+        control=control,
+        incoming=digest(weights),
+        work=plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study)),
+        device=device,
+        stream=hospital.make_stream(request),
     )
-    return Parcel(_kept(reply, weights, reservations), update)
-
-
-def _describe(
-    hospital: Hospital, ledger: Ledger, study: Study, request: Request, weights: Weights
-) -> Parcel:
-    """Release the study's statistics once; whoever asks again gets the same numbers."""
-    site, policy = hospital.site, hospital.site.config.policy
-    work = plan_work(ledger, study, "describe", policy, hospital.load_cohort(site, study))
-    statistics, reservations = own_statistics(hospital, study), tuple[Reservation, ...]()
-    if statistics is None and work.description:
-        reservations = _reserve(hospital, ledger, request, work, weights)
-        statistics = describe(
-            work.train,
-            study,
-            noise_multiplier=work.description.noise_multiplier,
-            stream=hospital.make_stream(request),
-        )
-        keep_statistics(hospital, study, statistics)
-    reply = Reply(
-        study_digest=study.digest,
-        run=request.run,
-        round=request.round,
-        outcome="described",
-        patients=len(work.train),
-        spending=_spending(ledger, study),
-        statistics=statistics,
-    )
-    return Parcel(_kept(reply, weights, reservations), {})
-
-
-def _reserve(
-    hospital: Hospital, ledger: Ledger, request: Request, work: Work, weights: Weights
-) -> tuple[Reservation, ...]:
-    """Charge a request's uses, after noting that it began."""
     # What could stop the answer from being kept or logged must show before anything is spent.
     hospital.outbox.check_room(weights)
-    hospital.log(_started_event(request, len(work.train)))
-    return ledger.reserve(
-        work.uses(),
-        limits(hospital.site.config.policy),
-        run=request.run,
-        round_number=request.round,
-        attempt=request.attempt,
-        later=work.later(),
-    )
+    hospital.log(event(request, "round-started", patients=len(session.work.train)))
+    if model is None:
+        return _describe(session)
+    state = hospital.local_states.before(request)
+    wear(model, state.norms)
+    return _train(session, model, state) if request.task == "train" else _close(session, model)
 
 
-def _run(
-    hospital: Hospital,
-    study: Study,
-    request: Request,
-    work: Work,
-    model: nn.Module,
-    weights: Weights,
-    device: torch.device,
-) -> tuple[ScoreHistogram | None, Weights]:
-    """Evaluate the global model, then train it; return the histogram and the update."""
-    stream, batch = hospital.make_stream(request), hospital.site.config.compute.physical_batch
-    histogram = None
-    if work.evaluation:
-        histogram = evaluate(
-            model,
-            work.held_out,
-            study,
-            noise_multiplier=work.evaluation.noise_multiplier,
-            stream=stream,
-            device=device,
-            physical_batch=batch,
+def _describe(session: Session) -> Parcel:
+    """Release the study's statistics once; whoever asks again gets the same numbers."""
+    hospital, study, work = session.hospital, session.study, session.work
+    statistics, paid = own_statistics(hospital, study), tuple[int, ...]()
+    if statistics is None and work.description:
+        paid = session.reserve(work.uses())
+        noise_multiplier = work.description.noise_multiplier
+        statistics = describe(
+            work.train, study, noise_multiplier=noise_multiplier, stream=session.stream
         )
-    if not work.training:
-        return histogram, {}
-    train_round(
-        model,
-        work.train,
-        study,
-        noise_multiplier=work.training.noise_multiplier,
-        round_number=request.round,
-        stream=stream,
-        device=device,
-        physical_batch=batch,
+        keep_statistics(hospital, study, statistics)
+    return answer(session, "described", paid, {}, statistics=statistics)
+
+
+def _train(session: Session, model: nn.Module, state: LocalState) -> Parcel:
+    """Evaluate the global model, then train it; the update is new minus global weights."""
+    study = session.study
+    loss = make_loss(study, own_statistics(session.hospital, study))
+    terms = make_terms(study, model, session.control, state)
+    paid = session.reserve(session.work.uses())
+    found = session.evaluate(model)
+    session.train(model, session.request.round, loss, terms)
+    update = {name: new - session.weights[name] for name, new in get_weights(model).items()}
+    check_update(update, session.weights)
+    evaluation = found.overall if found else None
+    return answer(session, "update", paid, update, evaluation=evaluation)
+
+
+def _close(session: Session, model: nn.Module) -> Parcel:
+    """Evaluate the model to be released, and the site's own, which is made now and stays."""
+    tuned = session.study.training.personal_rounds > 0
+    own = fine_tune(session, model) if makes_personal(session.study) else model
+    paid = session.reserve(session.work.uses())
+    if tuned:
+        paid += session.reserve(session.work.uses(), round_number=session.request.round + 1)
+    found = session.evaluate(model, subgroups=True)
+    personal = session.evaluate(own) if tuned else None
+    return answer(
+        session,
+        "evaluated",
+        paid,
+        {},
+        evaluation=found.overall if found else None,
+        subgroups=found.subgroups if found else {},
+        personal=personal.overall if personal else None,
     )
-    update = {name: new - weights[name] for name, new in get_weights(model).items()}
-    check_update(update, weights)
-    return histogram, update
 
 
-def _check_round(study: Study, request: Request) -> None:
+def _keep_local(
+    hospital: Hospital, study: Study, request: Request, weights: Weights, update: Weights
+) -> None:
+    """Go on with what the site keeps of the run, from the update that is sent, also if again."""
+    received, control = split_control(study, request.task, weights)
+    if request.task == "train" and (control or study.training.local_norms):
+        before = hospital.local_states.before(request)
+        after = before.after(study, request.round, received, control, update)
+        hospital.local_states.keep(request, after)
+
+
+def _check_task(policy: Policy, study: Study, request: Request) -> None:
+    """Refuse what the study does not have, or what the policy leaves nothing of."""
     if request.task == "describe" and not study.needs_statistics:
         raise ProtocolError(
             "the server asks for statistics the study does not need", f"study {study.digest[:12]}"
@@ -235,6 +215,14 @@ def _check_round(study: Study, request: Request) -> None:
             f"the study ends with round {last}, the server asks for {request.round}",
             f"study {study.digest[:12]}",
         )
+    nothing = policy.evaluation == "none" and not makes_personal(study)
+    if request.task == "evaluate" and nothing:
+        raise PolicyRefusal(
+            "policy-evaluation",
+            "the server asks for an evaluation, the policy shares none",
+            "policy.evaluation",
+            "The study ends without this site's scores; set it to 'noised' to share them",
+        )
 
 
 def _device(site: Site) -> torch.device:
@@ -244,100 +232,3 @@ def _device(site: Site) -> torch.device:
         return pick_device(site.config.compute.device)
     except SiteError as error:
         raise PolicyRefusal("policy-device", error.what, error.where, error.todo) from None
-
-
-def _spending(ledger: Ledger, study: Study) -> Spending | None:
-    """Return what the study has cost its worst-off patients; None without privacy."""
-    plan = ledger.plan(study.digest, "train")
-    if plan is None or not study.privacy.enabled:
-        return None
-    entries = ledger.entries()
-    return Spending(
-        epsilon=study_epsilon(entries, ledger.members(), plan),
-        budget=plan.epsilon,
-        delta=plan.delta,
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=sum(
-            e.steps
-            for e in entries
-            if (e.kind, e.study, e.purpose) == ("reserve", study.digest, "train")
-        ),
-    )
-
-
-def _kept(reply: Reply, weights: Weights, reservations: tuple[Reservation, ...]) -> Kept:
-    paid = tuple(reservation.seq for reservation in reservations)
-    return Kept(reply=reply, incoming=digest(weights), reservations=paid)
-
-
-def _code(error: ConsiliumError) -> str:
-    """Return the reason code that may travel for an error of ours."""
-    if isinstance(error, PolicyRefusal):
-        return error.code
-    codes: dict[type[ConsiliumError], str] = {
-        StudyError: "study-invalid",
-        DataError: "data-unusable",
-        LedgerError: "ledger-invalid",
-        ProtocolError: "message-invalid",
-    }
-    return codes.get(type(error), "internal-error")
-
-
-def _refuse(hospital: Hospital, request: Request, code: str, error: Exception) -> Reply:
-    """Return a refusal, which tells its code and nothing else, after noting it locally."""
-    refusal = Refusal.model_validate({"code": code})
-    try:
-        hospital.log(
-            _event(
-                request, "round-refused", outcome="refused", code=code, error=type(error).__name__
-            )
-        )
-    except SiteError as problem:
-        log.error("%s", problem)  # nothing leaves but the code, so the refusal stands
-    return Reply(
-        study_digest=request.study_digest,
-        run=request.run,
-        round=request.round,
-        outcome="refused",
-        refusal=refusal,
-    )
-
-
-def _started_event(request: Request, patients: int) -> Event:
-    return _event(request, "round-started", patients=patients)
-
-
-def _sent_event(request: Request, reply: Reply, update: Weights) -> Event:
-    """Describe what is about to leave the building."""
-    filled = reply.model_dump(exclude_defaults=True, exclude_none=True)
-    left = Left(
-        fields=tuple(filled) + (("update",) if update else ()),
-        parameters=sum(array.size for array in update.values()),
-        bytes=sum(array.nbytes for array in update.values()),
-        sha256=digest(update) if update else "",
-    )
-    return _event(
-        request,
-        "reply-sent",
-        outcome=reply.outcome,
-        patients=reply.patients,
-        epsilon=reply.spending.epsilon if reply.spending else None,
-        delta=reply.spending.delta if reply.spending else None,
-        head=reply.head,
-        left=left,
-    )
-
-
-def _event(request: Request, name: str, **fields: object) -> Event:
-    return Event.model_validate(
-        {
-            "event": name,
-            "study": request.study_digest,
-            "task": request.task,
-            "run": request.run,
-            "round": request.round,
-            "attempt": request.attempt,
-            **fields,
-        }
-    )

@@ -12,8 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
+
+from client.local_state import LocalState, own_names
+from shared.study import Study
+from shared.transport import Weights
 
 
 class Term(Protocol):
@@ -77,3 +82,25 @@ class ControlVariate:
         for gradient, drift in zip(gradients, self.drift, strict=True):
             if drift is not None:
                 gradient.add_(drift.to(gradient))
+
+
+def make_terms(study: Study, model: nn.Module, control: Weights, state: LocalState) -> list[Term]:
+    """Return the terms a study's plan asks for in a round.
+
+    Args:
+        study: The plan.
+        model: With the weights the round begins with.
+        control: The server's control variate c, by parameter; empty in studies without.
+        state: What the site goes on with, its own c_i among it.
+    """
+    terms: list[Term] = []
+    if study.training.proximal:
+        terms.append(Proximal.around(model, study.training.proximal))
+    if control:
+        own, zero = own_names(study), np.float32(0)
+        drift = (
+            None if name in own else torch.from_numpy(control[name] - state.control.get(name, zero))
+            for name, _ in model.named_parameters()
+        )
+        terms.append(ControlVariate(tuple(drift)))
+    return terms

@@ -53,6 +53,10 @@ class Work:
             return description
         return evaluation + training if self.task == "train" else evaluation
 
+    def tuning(self) -> list[Wanted]:
+        """Return what to reserve for a round of fine-tuning the site's own model."""
+        return _wanted(self.training, self.train)
+
     def later(self) -> list[Wanted]:
         """Return what a description only makes sense with: the plans of the study to come."""
         if self.task != "describe":

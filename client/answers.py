@@ -1,0 +1,141 @@
+"""What a site says: replies and refusals to the server, and the audit line of each."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+from client.audit import Event, Left
+from client.hospital import Hospital
+from client.outbox import Kept, Parcel, digest
+from client.privacy.ledger import Ledger
+from client.session import Session
+from client.spending import study_epsilon
+from shared.errors import (
+    ConsiliumError,
+    DataError,
+    LedgerError,
+    PolicyRefusal,
+    ProtocolError,
+    SiteError,
+    StudyError,
+)
+from shared.protocol import Refusal, Reply, Request, Spending
+from shared.study import Study
+from shared.transport import Weights
+
+log = logging.getLogger(__name__)
+
+
+def answer(
+    session: Session,
+    outcome: Literal["described", "update", "evaluated"],
+    paid: tuple[int, ...],
+    update: Weights,
+    **found: Any,
+) -> Parcel:
+    """Return a reply with its update, ready to be kept and sent.
+
+    Args:
+        session: The request.
+        outcome: What was done.
+        paid: Ledger entries that paid for it.
+        update: What travels beside the reply.
+        **found: Fields of `Reply` that tell what was found.
+    """
+    reply = Reply(
+        study_digest=session.study.digest,
+        run=session.request.run,
+        round=session.request.round,
+        outcome=outcome,
+        patients=len(session.work.train),
+        spending=_spending(session.ledger, session.study),
+        **found,
+    )
+    return Parcel(Kept(reply=reply, incoming=session.incoming, reservations=paid), update)
+
+
+def refuse(hospital: Hospital, request: Request, error: Exception) -> Reply:
+    """Return a refusal, which tells its code and nothing else, after noting it locally."""
+    code = _code(error)
+    fields = {"outcome": "refused", "code": code, "error": type(error).__name__}
+    try:
+        hospital.log(event(request, "round-refused", **fields))
+    except SiteError as problem:
+        log.error("%s", problem)  # nothing leaves but the code, so the refusal stands
+    return Reply(
+        study_digest=request.study_digest,
+        run=request.run,
+        round=request.round,
+        outcome="refused",
+        refusal=Refusal.model_validate({"code": code}),
+    )
+
+
+def sent_event(request: Request, reply: Reply, update: Weights) -> Event:
+    """Describe what is about to leave the building."""
+    filled = reply.model_dump(exclude_defaults=True, exclude_none=True)
+    left = Left(
+        fields=tuple(filled) + (("update",) if update else ()),
+        parameters=sum(array.size for array in update.values()),
+        bytes=sum(array.nbytes for array in update.values()),
+        sha256=digest(update) if update else "",
+    )
+    return event(
+        request,
+        "reply-sent",
+        outcome=reply.outcome,
+        patients=reply.patients,
+        epsilon=reply.spending.epsilon if reply.spending else None,
+        delta=reply.spending.delta if reply.spending else None,
+        head=reply.head,
+        left=left,
+    )
+
+
+def event(request: Request, name: str, **fields: object) -> Event:
+    """Return the audit log's line on a request."""
+    return Event.model_validate(
+        {
+            "event": name,
+            "study": request.study_digest,
+            "task": request.task,
+            "run": request.run,
+            "round": request.round,
+            "attempt": request.attempt,
+            **fields,
+        }
+    )
+
+
+def _spending(ledger: Ledger, study: Study) -> Spending | None:
+    """Return what the study has cost its worst-off patients; None without privacy."""
+    plan = ledger.plan(study.digest, "train")
+    if plan is None or not study.privacy.enabled:
+        return None
+    entries = ledger.entries()
+    return Spending(
+        epsilon=study_epsilon(entries, ledger.members(), plan),
+        budget=plan.epsilon,
+        delta=plan.delta,
+        noise_multiplier=plan.noise_multiplier,
+        sampling_rate=plan.sampling_rate,
+        steps=sum(
+            e.steps
+            for e in entries
+            if (e.kind, e.study, e.purpose) == ("reserve", study.digest, "train")
+        ),
+    )
+
+
+def _code(error: Exception) -> str:
+    """Return the reason code that may travel for an error; of others than ours nothing does."""
+    if isinstance(error, PolicyRefusal):
+        return error.code
+    codes: dict[type[ConsiliumError], str] = {
+        StudyError: "study-invalid",
+        DataError: "data-unusable",
+        LedgerError: "ledger-invalid",
+        ProtocolError: "message-invalid",
+    }
+    return next((code for kind, code in codes.items() if type(error) is kind), "internal-error")
