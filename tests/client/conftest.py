@@ -126,6 +126,12 @@ class Ward:
         weights = fields.pop("weights", None) or initial_weights(plan)
         return handle(self.hospital(), self.request(plan, round_number, **fields), weights)
 
+    @staticmethod
+    def code(reply: Reply) -> str:
+        """The reason of a refusal."""
+        assert reply.refusal is not None, reply.outcome
+        return reply.refusal.code
+
     def kinds(self) -> list[tuple[str, str]]:
         with self.hospital().ledger() as ledger:
             return [(e.kind, e.purpose) for e in ledger.entries()]
