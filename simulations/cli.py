@@ -14,6 +14,7 @@ from client.cli import app as site_app
 from server.cli import app as server_app
 from shared.errors import ConsiliumError
 from simulations.audit_cli import app as privacy_app
+from simulations.simulate_cli import app as simulate_app
 
 app = typer.Typer(
     name="consilium",
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(site_app, name="site")
 app.add_typer(server_app, name="server")
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(simulate_app, name="simulate")
 
 
 @app.command()

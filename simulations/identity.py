@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 PACKAGES = ("client", "server", "shared", "simulations")
 
-_SHOWS_ONLY = re.compile(r"(.*cli|report.*|plots.*|tables|chart.*|demo.*|live|markup)\.py")
+_SHOWS_ONLY = re.compile(
+    r"(.*cli|report.*|plots.*|tables|summary|progress|chart.*|demo.*|live|markup)\.py"
+)
 """Modules that show figures and do not make any: a change there leaves results standing."""
 
 

@@ -16,6 +16,8 @@ from typing import Protocol
 
 from shared.errors import ConsiliumError, SimulationError
 from simulations.build import Federation, build_federation
+from simulations.checks import check_parts
+from simulations.datasets import describe_dataset
 from simulations.experiment import Simulate, Tell, run_cell, tidy
 from simulations.identity import code_digest, code_version, digest_of, files_digest, machine
 from simulations.records import Cell, Outcome
@@ -48,32 +50,25 @@ class Watcher(Protocol):
         """End a job; the reason is empty unless it failed."""
 
 
-def plan_jobs(
-    scenarios: Sequence[Scenario],
-    *,
-    strategies: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-    command: str = "",
-) -> list[Job]:
-    """Return a job for each scenario, seed and strategy.
+def plan_jobs(scenarios: Sequence[Scenario], command: str = "") -> list[Job]:
+    """Return a job for each scenario, seed and strategy it compares.
 
     Args:
         scenarios: Checked ones.
-        strategies: Instead of those each scenario compares; empty: those.
-        seeds: Instead of each scenario's own; empty: those.
-        command: Noted with the cells.
+        command: The command line, noted with the cells.
 
     Raises:
-        SimulationError: A scenario knows no such strategy, or its study is not valid.
+        SimulationError: The study of a strategy is not valid.
     """
     jobs = []
     for scenario in scenarios:
+        sites = check_parts(scenario, describe_dataset(scenario.data))
         digest = digest_of(scenario.digest, scenario.description, files_digest(_files(scenario)))
-        for seed in dict.fromkeys(seeds or scenario.seeds):
-            for strategy in dict.fromkeys(strategies or scenario.compare):
-                study = study_of(scenario, strategy, scenario.sites.number or 1)
+        for seed in dict.fromkeys(scenario.seeds):
+            for strategy in dict.fromkeys(scenario.compare):
+                rounds = study_of(scenario, strategy, sites).federation.rounds
                 cell = _cell(scenario, digest, strategy, seed, command)
-                jobs.append(Job(cell, scenario, study.federation.rounds))
+                jobs.append(Job(cell, scenario, rounds))
     return jobs
 
 

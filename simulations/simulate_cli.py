@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from shared.errors import SimulationError
+
 if TYPE_CHECKING:
     from simulations.engine import Resources
     from simulations.runner import Job
     from simulations.scenario import Scenario
+
+FOLDER = Path("consilium-simulations")
+"""Where results go unless told otherwise, in a folder named like the scenario."""
 
 app = typer.Typer(help="Simulate unbalanced, incomplete federations.", no_args_is_help=True)
 
@@ -27,7 +32,7 @@ Seeds = Annotated[
     list[int] | None, typer.Option("--seed", min=0, help="repeat it; default: the scenario's")
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="data instead of the scenario's: a MedMNIST .npz file")
+    Path | None, typer.Option(help="file or folder instead of the scenario's; for phantoms .npz")
 ]
 Out = Annotated[Path | None, typer.Option(help="results; default: consilium-simulations/NAME here")]
 Address = Annotated[str, typer.Option(help="of a Ray cluster; default: this machine alone")]
@@ -39,18 +44,6 @@ Workers = Annotated[
 Rounds = Annotated[
     int | None, typer.Option(min=1, max=10_000, help="instead of the scenario's, to try it out")
 ]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a command line asks for."""
-
-    name: str
-    scenarios: tuple[Scenario, ...]
-    strategies: Sequence[str]
-    seeds: Sequence[int]
-    out: Path | None
-    resources: Resources
 
 
 @app.command()
@@ -74,11 +67,16 @@ def run(
     """
     from simulations.engine import Resources
     from simulations.scenario import load_scenario
+    from simulations.sweep import is_sweep
 
-    found = load_scenario(scenario, _overrides(data, rounds))
+    if is_sweep(scenario):
+        raise SimulationError("this is a sweep", scenario, "Use `consilium simulate sweep`")
+    changes = _changes(strategy, seed, rounds)
+    found = load_scenario(scenario, changes)
+    if data is not None:
+        found = load_scenario(scenario, changes | _data_from(data, found))
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
-    plan = _Plan(found.name, (found,), strategy or (), seed or (), out, resources)
-    raise typer.Exit(_compute(plan, Console(highlight=False)))
+    raise typer.Exit(_compute([found], out or FOLDER / found.name, resources))
 
 
 @app.command()
@@ -99,12 +97,16 @@ def sweep(
     Example: consilium simulate sweep ladder --out ladder
     """
     from simulations.engine import Resources
-    from simulations.sweep import load_sweep
+    from simulations.sweep import is_sweep, load_sweep
 
-    found = load_sweep(sweep, _overrides(data, rounds))
+    if not is_sweep(sweep):
+        raise SimulationError("this is one scenario", sweep, "Use `consilium simulate run`")
+    changes = _changes(strategy, seed, rounds)
+    found = load_sweep(sweep, changes)
+    if data is not None:
+        found = load_sweep(sweep, changes | _data_from(data, found.scenarios[0]))
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
-    plan = _Plan(found.name, found.scenarios, strategy or (), seed or (), out, resources)
-    raise typer.Exit(_compute(plan, Console(highlight=False)))
+    raise typer.Exit(_compute(found.scenarios, out or FOLDER / found.name, resources))
 
 
 @app.command()
@@ -126,50 +128,51 @@ def list_all() -> None:
 
     Example: consilium simulate list
     """
-    from rich.table import Table
-
     from simulations.scenario import list_scenarios
     from simulations.strategies import BUILT_IN
 
-    table = Table(box=None, show_header=False)
-    for name, description, kind in list_scenarios():
-        table.add_row(kind, name, description)
-    for name, strategy in BUILT_IN.items():
-        table.add_row("strategy", name, strategy.description)
-    Console(highlight=False).print(table)
+    lines = [(kind, name, description) for name, description, kind in list_scenarios()]
+    lines += [("strategy", name, strategy.description) for name, strategy in BUILT_IN.items()]
+    width = max(len(name) for _, name, _ in lines)
+    for kind, name, description in sorted(lines, key=lambda line: line[0]):
+        typer.echo(f"{kind:8}  {name:{width}}  {description}")
 
 
-def _overrides(data: Path | None, rounds: int | None) -> dict[str, Any]:
-    """Return what the options change in a scenario, by dotted key."""
-    changes: dict[str, Any] = {}
-    if data is not None:
-        changes["data"] = {"source": "npz", "path": str(data.resolve())}
-    if rounds is not None:
-        changes["study.federation.rounds"] = rounds
-    return changes
+def _changes(
+    strategies: list[str] | None, seeds: list[int] | None, rounds: int | None
+) -> dict[str, Any]:
+    """Return what the options change in every scenario, by dotted key."""
+    changes = {"compare": strategies, "seeds": seeds, "study.federation.rounds": rounds}
+    return {key: value for key, value in changes.items() if value}
 
 
-def _compute(plan: _Plan, console: Console) -> int:
-    """Compute what is left of a plan, print what came of it, and return the exit code."""
-    from functools import partial
+def _data_from(file: Path, scenario: Scenario) -> dict[str, Any]:
+    """Return the change that makes a scenario use other data of the same kind.
 
+    Phantoms come from no file; in their place MedMNIST files are taken.
+    """
+    path = str(file.resolve())
+    if scenario.data.source != "phantoms":
+        return {"data.path": path}
+    return {"data": {"source": "npz", "path": path}}
+
+
+def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) -> int:
+    """Compute what is left to do, print what came of it, and return the exit code."""
     from simulations.engine import simulate
     from simulations.progress import ProgressBar
     from simulations.runner import plan_jobs, run_jobs
 
-    command = " ".join(["consilium", *sys.argv[1:]])
-    jobs = plan_jobs(plan.scenarios, strategies=plan.strategies, seeds=plan.seeds, command=command)
-    folder = (plan.out or Path("consilium-simulations") / plan.name).resolve()
-    device = "cuda" if plan.resources.gpus_per_client else "cpu"
+    console, place = Console(highlight=False), folder.resolve()
+    jobs = plan_jobs(scenarios, " ".join(["consilium", *sys.argv[1:]]))
+    device = "cuda" if resources.gpus_per_client else "cpu"
     try:
         with ProgressBar(console) as bar:
-            failed = run_jobs(
-                jobs, folder, partial(simulate, resources=plan.resources), device, bar
-            )
+            failed = run_jobs(jobs, place, partial(simulate, resources=resources), device, bar)
     except KeyboardInterrupt:
-        console.print(f"Stopped. The same command goes on with what is in {folder}.")
+        console.print(f"Stopped. The same command goes on with what is in {place}.")
         return 130
-    _conclude(folder, jobs, console)
+    _conclude(place, jobs, console)
     for cell in failed:
         name = f"{cell.scenario}, {cell.strategy}, seed {cell.seed}"
         console.print(f"[red]Failed:[/red] {name}: {escape(cell.reason)}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.table import Table
 
 from simulations.aggregate import Aggregate, aggregate
@@ -28,21 +29,20 @@ def noise_note(cells: Iterable[Cell]) -> str:
 
 
 def _table(results: Results, scenario: str, cells: Sequence[Cell]) -> Table:
-    figures = _figures(results.measurements(scenario=scenario, metric=HEADLINE, subgroup=""))
-    table = Table(title=scenario, title_justify="left", caption=_caption(cells, figures.values()))
-    table.caption_justify = "left"
-    table.add_column("strategy")
-    for heading in ("AUC, common test [95 %]", "worst site, own", "mean over sites, own"):
-        table.add_column(heading, justify="right")
-    for heading in ("epsilon", "rounds", "MB", "seeds"):
-        table.add_column(heading, justify="right")
+    found = _figures(results.measurements(scenario=scenario, metric=HEADLINE, subgroup=""))
+    caption = _caption(cells, found.values())
+    table = Table(title=f"{scenario}: AUC", caption=caption, box=box.SIMPLE_HEAD, padding=0)
+    table.title_justify = table.caption_justify = "left"
+    table.add_column("strategy", no_wrap=True)
+    for heading in ("test [95 %]", "worst", "mean", "epsilon", "rounds", "MB", "seeds"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for strategy in dict.fromkeys(cell.strategy for cell in cells):
         same = [cell for cell in cells if cell.strategy == strategy]
         for model in _MODELS:
-            test = figures.get((strategy, model, "test", "" if model == "global" else MEAN))
+            test = found.get((strategy, model, "test", "" if model == "global" else MEAN))
             if test is None:
                 continue
-            own = [figures.get((strategy, model, "own", site)) for site in (WORST, MEAN)]
+            own = [found.get((strategy, model, "own", site)) for site in (WORST, MEAN)]
             name = strategy if model != "personal" else f"{strategy}, own models"
             table.add_row(name, _figure(test, True), *map(_figure, own), *_costs(same))
     return table
@@ -58,11 +58,15 @@ def _figure(found: Aggregate | None, interval: bool = False) -> str:
     """Write a value, its interval, and over how many sites it is if not over all."""
     if found is None or found.value is None:
         return "undefined"
-    text = f"{found.value:.3f}"
-    if interval and found.low is not None:
-        text += f" [{found.low:.3f}, {found.high:.3f}]"
+    text = _short(found.value)
+    if interval and found.low is not None and found.high is not None:
+        text += f" [{_short(found.low)}, {_short(found.high)}]"
     missing = found.site in (MEAN, WORST) and found.over < found.of
-    return f"{text} ({found.over} of {found.of} sites)" if missing else text
+    return f"{text} ({found.over}/{found.of})" if missing else text
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
 
 
 def _costs(cells: Sequence[Cell]) -> list[str]:
@@ -72,13 +76,17 @@ def _costs(cells: Sequence[Cell]) -> list[str]:
     return [
         f"{max(epsilons):.2f}" if epsilons else "none",
         "-".join(str(n) for n in dict.fromkeys((rounds[0], rounds[-1]))),
-        f"{sent:.1f}" if sent else "0",
+        f"{sent:.3g}",
         str(len(cells)),
     ]
 
 
 def _caption(cells: Sequence[Cell], figures: Iterable[Aggregate]) -> str:
     sources = {found.source for found in figures}
-    over = "over seeds (Student)" if "seeds" in sources else "over test patients (bootstrap)"
-    notes = [f"Intervals are {over}.", noise_note(cells)]
+    over = "seeds (Student)" if "seeds" in sources else "test patients (bootstrap)"
+    what = (
+        "test: common test set; worst, mean: of the sites, each on its own held-out patients, "
+        "(k/n) where it is defined at k of n."
+    )
+    notes = [what, f"Intervals: over {over}.", noise_note(cells)]
     return " ".join(note for note in notes if note)
