@@ -29,6 +29,7 @@ from simulations.partition import (
 from simulations.parts import check_sites
 from simulations.patients import Facts
 from simulations.phantom_data import PhantomData
+from simulations.table_phantoms import MadeUpTable
 
 if TYPE_CHECKING:
     from simulations.scenario import Scenario
@@ -59,7 +60,7 @@ def check_parts(scenario: Scenario, facts: Facts) -> int:
         check_sites(degrade.sites, sites)
         _check_degrade(degrade, facts)
     data = scenario.data
-    if isinstance(data, PhantomData) and data.patients < 2 * sites:
+    if isinstance(data, PhantomData | MadeUpTable) and data.patients < 2 * sites:
         raise SimulationError(
             f"{sites} sites need at least {2 * sites} patients; there are {data.patients}",
             "sites.number",

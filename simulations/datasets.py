@@ -1,4 +1,4 @@
-"""The data sets a scenario may name: phantoms, MedMNIST files, DICOM folders, tables."""
+"""The data sets a scenario may name: phantoms, MedMNIST files, DICOM folders, CSV tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from simulations.heart_disease import HeartDiseaseData
 from simulations.npz_data import NpzData
 from simulations.patients import Dataset, Facts, Patients, concatenate
 from simulations.phantom_data import PhantomData
+from simulations.table_phantoms import MadeUpTable
 from simulations.tables import TableData
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "DicomData",
     "Facts",
     "HeartDiseaseData",
+    "MadeUpTable",
     "NpzData",
     "Patients",
     "PhantomData",
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 Data = Annotated[
-    PhantomData | NpzData | DicomData | TableData | HeartDiseaseData,
+    PhantomData | MadeUpTable | NpzData | DicomData | TableData | HeartDiseaseData,
     Field(discriminator="source"),
 ]
 """Each has `facts()`, what is known without loading it, and `load(seed)`."""

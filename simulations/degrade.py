@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
-from scipy.optimize import brentq
 from scipy.special import expit
 
 from shared.study_parts import Plan
@@ -151,9 +150,20 @@ class MissingValues(Plan):
             return np.full(len(values), self.part)
         z = np.nan_to_num((values - np.nanmean(values)) / np.nanstd(values))
         tilt = self.strength * z
-        reach = 40 + np.abs(tilt).max()
-        start = brentq(lambda a: expit(a + tilt).mean() - self.part, -reach, reach)
-        return np.asarray(expit(start + tilt))
+        return np.asarray(expit(_start(tilt, self.part) + tilt))
+
+
+def _start(tilt: Floats, part: float) -> float:
+    """Return the a with which expit(a + tilt) is `part` on average, by bisection."""
+    reach = 40 + float(np.abs(tilt).max())
+    low, high = -reach, reach
+    for _ in range(80):
+        middle = (low + high) / 2
+        if expit(middle + tilt).mean() < part:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 class AbsentClass(Plan):

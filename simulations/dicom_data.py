@@ -7,13 +7,11 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
-from client.data.cohort import PatientSet, load_cohort
 from client.site import Columns, DataSource, Policy, Server, Site, SiteConfig
 from client.vault import Vault
 from shared.errors import DataError, PolicyRefusal, SimulationError
@@ -24,6 +22,9 @@ from simulations.data_files import find_data
 from simulations.parts import Indices
 from simulations.patients import Dataset, Facts, Patients, concatenate
 from simulations.tables import Row, cell_indices, read_csv, with_test
+
+if TYPE_CHECKING:
+    from client.data.cohort import PatientSet
 
 GROUPINGS = ("sex", "age")
 """Found in the images, where they say so; of scanners, a column can tell more than the maker."""
@@ -105,6 +106,8 @@ class DicomData(Plan):
 @lru_cache(maxsize=2)  # decoding takes long, and a sweep asks for the same data again
 def _read(plan_json: str) -> tuple[Patients, str]:
     """Return all patients with images that can be used, and a note on what cannot."""
+    from client.data.cohort import load_cohort  # brings torch, which takes seconds to import
+
     plan = DicomData.model_validate_json(plan_json)
     facts = plan.facts()
     with TemporaryDirectory(prefix="consilium-") as folder:
@@ -147,7 +150,7 @@ def _stand_in(home: Path, plan: DicomData) -> Site:
 
 def _plain(side: PatientSet, columns: Mapping[str, Row], facts: Facts) -> Patients:
     """Return patients as arrays, with the groups that images and table tell."""
-    groups = {name: _known(side.groups[name], len(CELLS[name]) - 1) for name in GROUPINGS}
+    groups = {name: _known(side.groups[name].numpy(), len(CELLS[name]) - 1) for name in GROUPINGS}
     for name, cells in facts.group_names.items():
         if name not in GROUPINGS:
             told = [columns.get(patient, {}).get(name, "") for patient in side.patients]
@@ -155,6 +158,5 @@ def _plain(side: PatientSet, columns: Mapping[str, Row], facts: Facts) -> Patien
     return Patients(side.images.numpy(), side.image_patient.numpy(), side.labels.numpy(), groups)
 
 
-def _known(cells: torch.Tensor, unknown: int) -> Indices:
-    values = cells.numpy()
-    return np.where(values == unknown, -1, values).astype(np.int64)
+def _known(cells: Indices, unknown: int) -> Indices:
+    return np.where(cells == unknown, -1, cells).astype(np.int64)

@@ -215,9 +215,10 @@ def _with(values: Any, keys: list[str], value: Any, whole: str) -> Any:
 
 def _check(scenario: Scenario) -> None:
     """Check parts, every strategy that is to be run, and who is there in which round."""
-    sites = check_parts(scenario, describe_dataset(scenario.data))
+    facts = describe_dataset(scenario.data)
+    sites = check_parts(scenario, facts)
     for name in scenario.compare:
-        study = study_of(scenario, name, sites)
+        study = _study(scenario, name, sites, facts)
         if scenario.strategy(name).setting == "federated":
             for seed in scenario.seeds:
                 check_behaviour(scenario.behaviour, sites, study, seed)
@@ -237,8 +238,12 @@ def study_of(scenario: Scenario, strategy: str, sites: int) -> Study:
     Raises:
         SimulationError: No such strategy, or the study is not valid.
     """
+    return _study(scenario, strategy, sites, describe_dataset(scenario.data))
+
+
+def _study(scenario: Scenario, strategy: str, sites: int, facts: Facts) -> Study:
     chosen = scenario.strategy(strategy)
-    values = _from_data(describe_dataset(scenario.data))
+    values = _from_data(facts)
     values["name"] = f"{scenario.name}-{strategy}"[:64]
     values["description"] = scenario.description
     values["federation"] = {"sites": sites, "min_sites": 1}
