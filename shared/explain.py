@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass
 
 from shared.accounting import before_training, calibrate, default_delta
+from shared.explain_remedies import remedies, subgroups_price
+from shared.metrics import scored_classes
+from shared.statistics import statistics_layout
 from shared.study import Study
+from shared.subgroups import subgroup_keys
 
 EXAMPLE_SITES = (100, 300, 1000, 3000)
 """Training patients of the sites that the noise is shown for."""
@@ -45,7 +49,8 @@ def explain_study(study: Study) -> list[str]:
 def study_topics(study: Study) -> list[tuple[str, str]]:
     """Return the study in plain words as pairs of topic and text."""
     privacy = _privacy(study) if study.privacy.enabled else _no_privacy()
-    return [*_task(study), *_course(study), *_traffic(study), *privacy]
+    switched_on = [(f"Remedy ({remedy.name})", remedy.text) for remedy in remedies(study)]
+    return [*_task(study), *_course(study), *switched_on, *_traffic(study), *privacy]
 
 
 def site_noise(study: Study, patients: int) -> SiteNoise:
@@ -119,39 +124,68 @@ def parameters(study: Study) -> int:
 
 
 def score_targets(study: Study) -> int:
-    """Return how many score histograms an evaluation has: one, or one a class from three on."""
-    classes = len(study.task.classes)
-    return 1 if classes == 2 else classes
+    """Return how many score histograms an evaluation has: one for two classes, else one each."""
+    return len(scored_classes(study))
 
 
 def _task(study: Study) -> list[tuple[str, str]]:
     classes = study.task.classes
     told = " and ".join(classes) if len(classes) == 2 else ", ".join(classes)
-    scored = (
-        f" The score is the probability of {classes[study.task.positive_index]}."
-        if len(classes) == 2
-        else " Each class is scored against all others."
-    )
-    image = study.input
-    colour = "grey" if image.channels == 1 else "colour"
-    kinds = f" of the kinds {', '.join(image.modalities)}" if image.modalities else " of any kind"
+    source = "images" if study.table is None else "rows of a table"
+    if study.task.findings:
+        learned = (
+            f"to find {told} on {source}. A patient may have any number of these, and each has a "
+            "probability of its own."
+        )
+    elif len(classes) == 2:
+        scored = classes[study.task.positive_index]
+        learned = f"to tell {told} apart on {source}. The score is the probability of {scored}."
+    else:
+        learned = f"to tell {told} apart on {source}. Each class is scored against all others."
     count = parameters(study)
     name = {
         "cnn": "a convolutional network (cnn)",
         "attention": "an attention network over image patches (attention)",
+        "table": "a perceptron (table)",
     }[study.model.name]
     return [
-        ("What is learned", f"to tell {told} apart on images.{scored}"),
-        (
-            "Images",
-            f"DICOM images{kinds}, brought to {image.size} by {image.size} pixels in {colour}.",
-        ),
+        ("What is learned", learned),
+        _input(study),
         (
             "Model",
             f"{name} with {count:,} parameters, {_size(4 * count)}. Its first weights follow "
             "from this plan, so everybody can check them.",
         ),
     ]
+
+
+def _input(study: Study) -> tuple[str, str]:
+    if study.table is not None:
+        numbers = [column.name for column in study.table.columns if not column.categories]
+        others = [column.name for column in study.table.columns if column.categories]
+        kinds = [
+            f"{_many(len(names), kind)} ({', '.join(names)})"
+            for names, kind in (
+                (numbers, "number"),
+                (
+                    others,
+                    "category",
+                ),
+            )
+            if names
+        ]
+        return (
+            "Table",
+            f"{' and '.join(kinds)} a patient. The range of each number is part of the plan, and "
+            "values outside count as its end.",
+        )
+    image = study.input
+    colour = "grey" if image.channels == 1 else "colour"
+    kinds = [f"of the kinds {', '.join(image.modalities)}" if image.modalities else "of any kind"]
+    return (
+        "Images",
+        f"DICOM images {kinds[0]}, brought to {image.size} by {image.size} pixels in {colour}.",
+    )
 
 
 def _course(study: Study) -> list[tuple[str, str]]:
@@ -171,7 +205,8 @@ def _course(study: Study) -> list[tuple[str, str]]:
             f"About {100 * study.data.held_out:.3g} % of each hospital's patients are held out: "
             "the model is evaluated on them and never trained on them. A hospital needs at least "
             f"{_many(study.data.min_patients, 'training patient')}, and sits out if more than "
-            f"{100 * study.data.max_set_aside:.3g} % of its labelled images cannot be used.",
+            f"{100 * study.data.max_set_aside:.3g} % of its labelled "
+            f"{'images' if study.table is None else 'rows'} cannot be used.",
         ),
     ]
 
@@ -189,14 +224,42 @@ def _traffic(study: Study) -> list[tuple[str, str]]:
             "the score), with noise added, unless the hospital's own policy shares exact counts "
             "or none; its number of training patients; the privacy spent; and a hash that stands "
             "for its ledger. A refusal is a code without numbers. After the last round the final "
-            "model is evaluated once more.",
+            "model is evaluated once more." + _before(study) + _after(study, counts),
         ),
         (
             "What never leaves",
-            "images, labels, patient ids, file names, DICOM tags, scores of single patients, and "
-            "the training loss.",
+            "images, labels, patient ids, file names, DICOM tags, values of the table, scores of "
+            "single patients, and the training loss.",
         ),
     ]
+
+
+def _before(study: Study) -> str:
+    """Return what leaves before the first round, if anything does."""
+    if not study.needs_statistics:
+        return ""
+    classes, columns = statistics_layout(study)
+    noise = "" if study.privacy.enabled else ", without noise"
+    described = f" and {sum(columns)} counts of who has which value in a column" if columns else ""
+    return (
+        f" Before the first round, once: {classes} counts of training patients by class"
+        f"{described}{noise}."
+    )
+
+
+def _after(study: Study, counts: int) -> str:
+    """Return what leaves with the closing evaluation beside its own counts."""
+    text = ""
+    if study.training.personal_rounds:
+        text += " Then as many counts of the scores of the hospital's own fine-tuned model leave."
+    if names := study.privacy.subgroups:
+        cells = len(subgroup_keys(study))
+        text += (
+            f" Then the counts are also split by {' and by '.join(names)}, {cells} groups of "
+            f"{counts}; this makes the noise of that one evaluation "
+            f"{subgroups_price(study):.2g} times as large."
+        )
+    return text
 
 
 def _privacy(study: Study) -> list[tuple[str, str]]:
