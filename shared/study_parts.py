@@ -125,11 +125,11 @@ class Table(Plan):
 
 
 class CnnModel(Plan):
-    """Convolution and pooling stages with group norm and weight standardisation, dense head."""
+    """Fixed wavelets, stages of convolution and pooling with group norm, and a dense head."""
 
     name: Literal["cnn"] = "cnn"
     widths: tuple[Annotated[int, Field(ge=4, le=256, multiple_of=4)], ...] = Field(
-        default=(16, 32, 32), min_length=2, max_length=3, description="channels of each stage"
+        default=(32, 32), min_length=2, max_length=3, description="channels of each stage"
     )
     hidden: int = Field(default=32, ge=0, le=512, description="units of the dense layer; 0: none")
 

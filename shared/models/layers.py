@@ -19,17 +19,16 @@ class StandardisedConv2d(nn.Conv2d):
         inputs: Input channels.
         outputs: Output channels.
         kernel: Side of the filters, odd; the input is padded with zeros by half of it.
-        stride: Step between places of the filter.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         self.pad = kernel // 2
-        super().__init__(inputs, outputs, kernel, stride, padding=self.pad, bias=False)
+        super().__init__(inputs, outputs, kernel, padding=self.pad, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve x, [b, in, h, w], with the standardised filters."""
         weight, _ = self.standardised()
-        return functional.conv2d(x, weight, stride=self.stride, padding=self.pad)
+        return functional.conv2d(x, weight, padding=self.pad)
 
     def standardised(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the filters w = c / n and n = sqrt(|c|^2 + 1e-4), c being the centred filter.

@@ -1,5 +1,7 @@
 """Models fit every input, keep to layers Opacus knows, and never couple images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from client.privacy.dpsgd import per_image_gradients
 from shared.errors import StudyError
 from shared.models import MODELS, build_model, get_weights, initial_weights, set_weights
 from shared.models.attention import Attention
-from shared.models.front import contrast_channels
+from shared.models.front import WAVELET_CHANNELS, contrast_channels, wavelet_channels
 from shared.models.layers import StandardisedConv2d
 from shared.study import Study
 
@@ -85,6 +87,48 @@ def test_contrast_channels_do_not_depend_on_exposure(size: int) -> None:
     brighter_left = images + torch.linspace(0.5, 0, size).double()
     change = (contrast_channels(brighter_left) - seen).square().mean(dim=(0, 2, 3))
     assert change[1] < 0.1 * change[0], "a slow change of brightness shows in the local contrast"
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (33, 3), (64, 1)])
+def test_wavelet_channels_are_the_modulus_of_morlet_wavelets(size: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(2, channels, 8, 8, generator=generator, dtype=torch.float64)
+    images = functional.interpolate(images, size=size, mode="bicubic") * 2 - 1
+    seen = wavelet_channels(images)
+    assert seen.shape == (2, WAVELET_CHANNELS * channels, size // 2, size // 2)
+    contrast = contrast_channels(images)[1, 2 * channels - 1].numpy()  # the last channel's
+    for octave, radius in ((0, 3), (1, 5)):
+        r = np.arange(-radius, radius + 1)
+        for direction in (0, 3, 6):
+            # The same function of the plane in the complex form of Bruna and Mallat (2013).
+            wavelet = morlet(r[None, :], r[:, None], 0.8 * 2**octave, np.pi * direction / 8)
+            strength = [
+                abs((contrast[y + r[:, None], x + r] * wavelet).sum())
+                for y in range(11, 15)
+                for x in range(13, 17)
+            ]
+            band = (2 + 8 * octave) * channels + 8 * (channels - 1) + direction
+            expected = (np.mean(strength) - 0.1) / 0.06
+            assert seen[1, band, 6, 7].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_wavelet_channels_tell_directions_and_widths_apart_and_not_exposure() -> None:
+    at = torch.arange(64.0)
+    upright = torch.sin(2 * torch.pi * at / 3).expand(64, 64)
+    waves = torch.stack([upright, upright.T, torch.sin(2 * torch.pi * at / 6).expand(64, 64)])
+    strength = wavelet_channels(0.5 * waves[:, None])[:, 2:].mean(dim=(2, 3))
+    assert strength.argmax(dim=1).tolist() == [0, 4, 8]
+    changed = wavelet_channels(0.3 * waves[:, None] + 0.2)[:, 2:].mean(dim=(2, 3))
+    assert torch.allclose(changed, strength, rtol=0.15, atol=0.15)
+
+
+def test_the_cnn_sees_a_large_image_averaged_down() -> None:
+    large = torch.randn(2, 1, 128, 128, generator=torch.Generator().manual_seed(3))
+    model = build_model(make_study("cnn", 128))
+    torch.nn.init.normal_(model.get_parameter("head.weight"))
+    small = build_model(make_study("cnn", 64))
+    set_weights(small, get_weights(model))
+    assert torch.allclose(model(large), small(functional.avg_pool2d(large, 2)), atol=1e-5)
 
 
 def test_filters_are_standardised() -> None:
@@ -169,6 +213,16 @@ def test_weights_of_another_model_are_refused_whole(fault: str) -> None:
     with pytest.raises(StudyError, match="extra" if fault == "unknown" else "head.bias"):
         set_weights(model, weights)
     assert all(np.array_equal(a, before[n]) for n, a in get_weights(model).items())
+
+
+def morlet(
+    x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], sigma: float, angle: float
+) -> np.ndarray[Any, Any]:
+    """A wave of 0.6 pi / sigma radians a pixel along `angle`, under a Gaussian."""
+    turned = (x + 1j * y) * np.exp(-1j * angle)
+    hill = np.exp(-(turned.real**2 + turned.imag**2 / 4) / 2 / sigma**2) / (4 * np.pi * sigma**2)
+    wave = np.exp(0.6j * np.pi / sigma * turned.real)
+    return hill * (wave - (hill * wave).sum() / hill.sum())
 
 
 def stirred(name: str, **plan: object) -> torch.nn.Module:
