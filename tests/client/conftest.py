@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from client.audit import AuditLog
 from client.data.cohort import Cohort, PatientSet
 from client.data.report import DataReport
+from client.privacy.stream import OsStream, RandomStream
 from client.rounds import Hospital, handle
 from client.site import Site, SiteConfig
 from client.vault import Vault
@@ -25,17 +26,21 @@ from shared.heads import head_bytes
 from shared.models import initial_weights
 from shared.protocol import LedgerHead, Reply, Request
 from shared.study import Study
+from shared.subgroups import CELLS
 
 START = datetime(2026, 3, 1, 8, tzinfo=UTC)
 
 
-def patient_set(names: list[str]) -> PatientSet:
-    """Two images a patient; the image of an ill patient is brighter."""
+def patient_set(names: list[str], study: Study) -> PatientSet:
+    """Two images a patient; the image of an ill patient is brighter. All cells in turn."""
     generator = torch.Generator().manual_seed(len(names))
     labels = torch.arange(len(names)) % 2
     owner = torch.arange(len(names)).repeat_interleave(2)
     images = torch.rand(2 * len(names), 1, 28, 28, generator=generator) * 0.2
-    return PatientSet(images + labels[owner, None, None, None] * 0.5, owner, labels, tuple(names))
+    images += labels[owner, None, None, None] * 0.5
+    everyone = torch.arange(len(names))
+    groups = {name: everyone % len(CELLS[name]) for name in study.privacy.subgroups}
+    return PatientSet(images, owner, labels, tuple(names), groups)
 
 
 class Ward:
@@ -46,6 +51,7 @@ class Ward:
         self.train, self.held_out = 12, 6
         self.time = START
         self.loads = 0
+        self.make_stream: Callable[[Request], RandomStream] = lambda _: OsStream()
         home.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
@@ -96,7 +102,8 @@ class Ward:
             set_aside=(),
             other_files=0,
         )
-        return Cohort(patient_set(names["train"]), patient_set(names["held-out"]), report)
+        sides = {part: patient_set(own, study) for part, own in names.items()}
+        return Cohort(sides["train"], sides["held-out"], report)
 
     def hospital(self) -> Hospital:
         """Open anew, as each message does."""
@@ -112,7 +119,7 @@ class Ward:
         )
         vault = Vault.open(self.home / "vault.key")
         site = Site(self.home, config)
-        return Hospital(site, vault, load_cohort=self.cohort, now=lambda: self.time)
+        return Hospital(site, vault, self.cohort, self.make_stream, lambda: self.time)
 
     def approve(self, study: Study) -> None:
         self.hospital().approvals.approve_study(study, "Dr. A", self.time)
