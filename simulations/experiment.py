@@ -204,6 +204,7 @@ class _Run:
             except ConsiliumError as error:
                 models[site.name] = None
                 reasons.append(f"{site.name} could not train by itself: {error}")
+                self.tell((number + 1) / len(sites))
                 continue
             models[site.name], rounds = trace.model, max(rounds, trace.rounds)
             parts += trace.parts

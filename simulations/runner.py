@@ -172,7 +172,7 @@ def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: st
         machine=machine(),
         labels=scenario.labels,
         command=command,
-        scenario_text=scenario.model_dump_json(exclude_defaults=True),
+        scenario_text=scenario.model_dump_json(),
     )
 
 

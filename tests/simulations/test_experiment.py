@@ -1,0 +1,286 @@
+"""Cells computed by the real engine in this process: what is scored, counted and noted."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
+
+from shared.errors import SimulationError
+from shared.models import build_model, set_weights
+from simulations.build import Federation, build_federation
+from simulations.engine import Resources, simulate
+from simulations.experiment import run_cell, tidy
+from simulations.records import FINAL, MEAN, METRICS, WORST, Cell, Measurement, Outcome
+from simulations.runner import plan_jobs
+from simulations.scenario import Scenario, study_of
+
+IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
+ROUNDS = 2
+
+
+def tiny(**changes: Any) -> Scenario:
+    """Return a scenario of three small sites; the third may be left with few patients."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"source": "phantoms", "patients": 90, "test_patients": 60, "size": 28},
+        "partition": [{"kind": "shares", "shares": [0.45, 0.45, 0.1]}],
+        "study": {
+            "federation": {"rounds": ROUNDS},
+            "training": {"local_steps": 2},
+            "model": {"name": "cnn", "widths": [4, 4], "hidden": 0},
+            "privacy": {"enabled": False},
+            "data": {"held_out": 0.3},
+        },
+        "compare": ["alone", "pooled", "fedavg"],
+    }
+    return Scenario.model_validate(values | changes)
+
+
+def with_study(**parts: Any) -> Scenario:
+    study = tiny().study
+    return tiny(study=study | {key: {**study.get(key, {}), **v} for key, v in parts.items()})
+
+
+def compute(scenario: Scenario, strategy: str, folder: Path, seed: int = 0) -> Outcome:
+    (job,) = plan_jobs([scenario.model_copy(update={"compare": (strategy,), "seeds": (seed,)})])
+    told: list[float] = []
+    federation = build_federation(scenario, seed)
+    outcome = run_cell(job.cell, scenario, federation, folder, IN_PROCESS, "cpu", told.append)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def federation(scenario: Scenario) -> Federation:
+    return build_federation(scenario, 0)
+
+
+@pytest.fixture(scope="module")
+def together(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    folder = tmp_path_factory.mktemp("fedavg")
+    return compute(scenario, "fedavg", folder), folder
+
+
+@pytest.fixture(scope="module")
+def each_alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    few = with_study(data={"min_patients": 12})
+    return compute(few, "alone", tmp_path_factory.mktemp("alone"))
+
+
+def only(outcome: Outcome, **equal: object) -> Measurement:
+    (found,) = select(outcome, **equal)
+    return found
+
+
+def select(outcome: Outcome, **equal: object) -> list[Measurement]:
+    where = {"metric": "auc", "round": FINAL, "subgroup": "", **equal}
+    return [m for m in outcome.measurements if all(getattr(m, k) == v for k, v in where.items())]
+
+
+def test_the_released_model_is_scored_on_the_test_set_and_at_every_site(
+    scenario: Scenario, federation: Federation, together: tuple[Outcome, Path]
+) -> None:
+    outcome, folder = together
+    model = build_model(study_of(scenario, "fedavg", 3)).eval()
+    set_weights(model, load_file(folder / "run" / "model.safetensors"))
+    everyone = {"": federation.test, **{s.name: s.held_out for s in federation.sites}}
+    own = {}
+    for name, patients in everyone.items():
+        with torch.no_grad():
+            images = model(torch.tensor(patients.images)).softmax(1)[:, 1].double().numpy()
+        scores = [images[patients.image_patient == i].mean() for i in range(len(patients))]
+        expected = None
+        if len(set(patients.labels.tolist())) == 2:
+            expected = pytest.approx(roc_auc_score(patients.labels, scores))
+        found = only(outcome, where="own" if name else "test", site=name)
+        assert found.value == expected
+        assert found.patients == len(patients)
+        own[name] = found.value
+    defined = [value for name, value in own.items() if name and value is not None]
+    mean, worst = (only(outcome, where="own", site=site) for site in (MEAN, WORST))
+    assert mean.value == pytest.approx(np.mean(defined))
+    assert worst.value == pytest.approx(min(defined))
+    assert (mean.over, mean.of) == (worst.over, worst.of) == (len(defined), 3)
+    assert {m.model for m in outcome.measurements} == {"global"}
+
+
+def test_every_metric_has_an_interval_and_every_group_of_the_test_set_a_score(
+    federation: Federation, together: tuple[Outcome, Path]
+) -> None:
+    outcome, _ = together
+    for metric in METRICS:
+        found = only(outcome, metric=metric, where="test", site="")
+        assert found.value is not None
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 <= found.low <= found.value <= found.high <= 1
+    assert "scanner" in federation.test.groups
+    for name, cells in federation.test.groups.items():
+        for index, cell in enumerate(federation.dataset.group_names[name]):
+            group = select(outcome, where="test", metric="accuracy", subgroup=f"{name}:{cell}")
+            assert [m.patients for m in group] == ([n] if (n := (cells == index).sum()) else [])
+
+
+def test_the_curve_ends_where_the_released_model_is(together: tuple[Outcome, Path]) -> None:
+    outcome, _ = together
+    for metric in METRICS:
+        curve = [only(outcome, metric=metric, round=n, where="test") for n in (1, ROUNDS)]
+        assert curve[-1].value == only(outcome, metric=metric, where="test", site="").value
+        assert {m.low for m in curve} == {None}
+
+
+def test_rounds_bytes_sites_and_who_took_part_are_noted(
+    federation: Federation, together: tuple[Outcome, Path]
+) -> None:
+    outcome, folder = together
+    cell = outcome.cell
+    weights = load_file(folder / "run" / "model.safetensors")
+    size = 4 * sum(array.size for array in weights.values())
+    assert cell.state == "finished"
+    assert (cell.rounds, cell.bytes_up) == (ROUNDS, 3 * ROUNDS * size)
+    assert cell.bytes_down == 3 * (ROUNDS + 1) * size
+    assert (cell.private, cell.seeded_noise, cell.epsilon) == (False, False, None)
+    assert cell.test_patients == len(federation.test)
+    assert cell.peak_bytes > 50e6
+    for row, site in zip(outcome.sites, federation.sites, strict=True):
+        assert (row.site, row.train_images) == (site.name, len(site.train.images))
+        assert row.train_patients == sum(row.counts) == len(site.train)
+        assert row.counts[1] == (site.train.labels == 1).sum()
+    states = {(p.round, p.site): p.state for p in outcome.parts}
+    assert len(states) == 3 * (ROUNDS + 1)
+    assert {state for (number, _), state in states.items() if number <= ROUNDS} == {"update"}
+
+
+def test_the_same_seed_gives_the_same_figures_to_the_last_bit(
+    scenario: Scenario, together: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    again = compute(scenario, "fedavg", tmp_path / "again")
+    assert list(again.measurements) == list(together[0].measurements)
+    other = compute(scenario, "fedavg", tmp_path / "other", seed=1)
+    assert only(other, where="test").value != only(again, where="test").value
+
+
+def test_a_site_alone_is_scored_by_its_own_model_and_one_that_cannot_train_is_counted(
+    each_alone: Outcome,
+) -> None:
+    assert {m.model for m in each_alone.measurements} == {"local"}
+    for where in ("test", "own"):
+        values = [only(each_alone, where=where, site=f"site-{n}").value for n in (1, 2, 3)]
+        assert values[2] is None
+        mean, worst = (only(each_alone, where=where, site=site) for site in (MEAN, WORST))
+        assert mean.value == pytest.approx((values[0] + values[1]) / 2)
+        assert worst.value == pytest.approx(min(values[:2]))
+        assert (mean.over, mean.of) == (2, 3)
+    assert any("site-3 could not train by itself" in note for note in each_alone.cell.notes)
+    assert (each_alone.cell.bytes_up, each_alone.cell.bytes_down) == (0, 0)
+    assert {p.site for p in each_alone.parts} == {"site-1", "site-2"}
+    assert len(each_alone.sites) == 3
+
+
+def test_sites_alone_learn_from_their_own_patients_only(
+    each_alone: Outcome, federation: Federation
+) -> None:
+    first, second = (only(each_alone, where="test", site=f"site-{n}") for n in (1, 2))
+    assert first.value != second.value
+    trained = {row.site: row.train_patients for row in each_alone.sites}
+    assert trained == {site.name: len(site.train) for site in federation.sites}
+
+
+def test_where_no_site_can_train_alone_the_cell_fails_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SimulationError, match="no site could train by itself") as caught:
+        compute(with_study(data={"min_patients": 60}), "alone", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_pooled_is_one_site_with_everybody_scored_at_every_site(
+    scenario: Scenario, federation: Federation, tmp_path: Path
+) -> None:
+    outcome = compute(scenario, "pooled", tmp_path)
+    (row,) = outcome.sites
+    assert row.train_patients == sum(len(site.train) for site in federation.sites)
+    assert (outcome.cell.bytes_up, outcome.cell.rounds) == (0, ROUNDS)
+    assert only(outcome, where="own", site=MEAN).of == 3
+    assert only(outcome, where="own", site="site-1").patients == len(federation.sites[0].held_out)
+    assert only(outcome, where="test", site="", round=1).value is not None
+
+
+def test_of_a_finished_cell_models_and_logs_stay_and_scratch_goes(
+    together: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(together[1], tmp_path / "cell")
+    assert list(tmp_path.rglob("round-*.safetensors"))
+    tidy(tmp_path / "cell")
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    names = ("events.jsonl", "metrics.jsonl", "model-card.json", "model.safetensors", "study.json")
+    assert left == {f"cell/run/{name}" for name in names}
+
+
+@pytest.fixture(scope="module")
+def personal(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    private = with_study(privacy={"enabled": True, "epsilon": 8})
+    return compute(private, "personal", tmp_path_factory.mktemp("personal"))
+
+
+def test_models_that_stay_at_the_sites_are_scored_beside_the_global_one(
+    personal: Outcome,
+) -> None:
+    for site in ("site-1", "site-2", "site-3"):
+        stays = only(personal, model="personal", where="test", site=site)
+        assert stays.value is not None
+        assert stays.value != only(personal, model="global", where="test").value
+    assert only(personal, model="personal", where="own", site=MEAN).of == 3
+
+
+def test_what_privacy_cost_is_that_of_the_worst_site_and_its_noise_is_called_seeded(
+    personal: Outcome,
+) -> None:
+    cell = personal.cell
+    spent = [row.epsilon for row in personal.sites]
+    assert all(epsilon is not None and 0 < epsilon <= 8 for epsilon in spent)
+    assert cell.epsilon == max(epsilon for epsilon in spent if epsilon is not None)
+    assert (cell.private, cell.seeded_noise) == (True, True)
+    assert all((row.noise_multiplier or 0) > 0 for row in personal.sites)
+
+
+def test_a_cell_is_another_one_when_anything_its_figures_depend_on_changes(
+    scenario: Scenario,
+) -> None:
+    def ids(changed: Scenario) -> list[str]:
+        return [job.cell.id for job in plan_jobs([changed])]
+
+    first = ids(scenario)
+    assert len(set(first)) == 3
+    assert ids(tiny()) == first
+    assert ids(scenario.model_copy(update={"compare": ("fedavg",)})) == [first[2]]
+    for changed in (
+        tiny(seeds=[1]),
+        tiny(partition=[{"kind": "shares", "shares": [0.4, 0.4, 0.2]}]),
+        with_study(training={"local_steps": 3}),
+        tiny(strategies={n: {"study": {"privacy": {"clip": 2}}} for n in scenario.compare}),
+    ):
+        assert not set(first) & set(ids(changed))
+
+
+def test_a_cell_tells_where_it_comes_from(scenario: Scenario) -> None:
+    cell: Cell = plan_jobs([scenario], "consilium simulate run tiny.toml")[0].cell
+    assert cell.command == "consilium simulate run tiny.toml"
+    assert "torch" in cell.machine
+    assert cell.code_version
+    assert len(cell.code) == 64
+    assert Scenario.model_validate_json(cell.scenario_text).digest == scenario.digest
+    assert replace(cell, state="planned") == cell
