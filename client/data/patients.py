@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from client.data.report import DataReport
+from shared.study import Study
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class PatientSet:
             patients=tuple(itertools.compress(self.patients, stays.tolist())),
             groups={name: cells[stays] for name, cells in self.groups.items()},
         )
+
+
+def trainable(patients: PatientSet, study: Study) -> PatientSet:
+    """Return the patients a study trains on: only complete ones, where it drops the others.
+
+    Those held out are scored all the same, since a model must have an answer for everybody.
+    """
+    if study.table is None or study.table.missing != "drop":
+        return patients
+    incomplete = patients.images.isnan().any(dim=1)
+    return patients.only(~incomplete) if bool(incomplete.any()) else patients
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,6 @@ class TableRow:
     values: tuple[float, ...]
     reason: Reason | None = None
 
-    @property
-    def complete(self) -> bool:
-        """Whether no value is missing."""
-        return not any(map(math.isnan, self.values))
-
     def aside(self, reason: Reason) -> TableRow:
         """Return the row set aside, keeping an earlier reason."""
         return self if self.reason else replace(self, reason=reason)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from client.data.patients import Cohort, PatientSet
+from client.data.patients import Cohort, PatientSet, trainable
 from client.data.report import DataReport, SetAside
 from client.data.split import is_held_out
 from client.data.table import TableRow, read_table
@@ -19,11 +19,7 @@ from shared.study import Study
 
 
 def table_cohort(site: Site, study: Study) -> Cohort:
-    """Read and split a site's table of patients; see `client.data.cohort.load_cohort`.
-
-    Where the study drops patients with missing values, it does so in training: those held out
-    are scored all the same, since a model must have an answer for everybody.
-    """
+    """Read and split a site's table of patients; see `client.data.cohort.load_cohort`."""
     source = site.config.data
     if source.table is None:
         raise DataError(
@@ -34,30 +30,30 @@ def table_cohort(site: Site, study: Study) -> Cohort:
     path = site.resolve(source.table)
     found = read_table(path, source, study)
     vault = Vault.open(site.vault_key)
-    usable = [row for row in found.rows if row.reason is None]
-    held_out = [row for row in usable if is_held_out(row.patient, study.data.held_out)]
-    rest = [row for row in usable if not is_held_out(row.patient, study.data.held_out)]
-    drop = study.table is not None and study.table.missing == "drop"
-    train = [row for row in rest if row.complete or not drop]
-    sides = _patient_set(train, vault, study), _patient_set(held_out, vault, study)
+    sides: dict[bool, list[TableRow]] = {False: [], True: []}
+    for row in found.rows:
+        if row.reason is None:
+            sides[is_held_out(row.patient, study.data.held_out)].append(row)
+    everybody, held_out = (_patient_set(sides[side], vault, study) for side in (False, True))
+    train = trainable(everybody, study)
     report = DataReport(
         study=study.name,
         digest=study.digest,
         images_folder="",
         labels_table=str(path),
         used_images=len(train) + len(held_out),
-        train=count_labels(sides[0].labels, study.task),
-        held_out=count_labels(sides[1].labels, study.task),
+        train=count_labels(train.labels, study.task),
+        held_out=count_labels(held_out.labels, study.task),
         set_aside=tuple(
             SetAside(file="", line=row.line, reason=row.reason) for row in found.rows if row.reason
         ),
         other_files=0,
         train_patients=len(train),
         held_out_patients=len(held_out),
-        left_out=len(rest) - len(train),
+        left_out=len(everybody) - len(train),
         columns=found.columns,
     )
-    return Cohort(*sides, report)
+    return Cohort(train, held_out, report)
 
 
 def _patient_set(rows: Sequence[TableRow], vault: Vault, study: Study) -> PatientSet:
