@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,9 @@ from typing import Any
 
 from shared.errors import CoordinatorError
 from shared.study import Study, study_from_json
+
+PERSONAL = "personal_"
+"""Before the names of measures of models fine-tuned at the hospitals, in `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class SiteRound:
         noise_multiplier: Sigma of its training.
         sampling_rate: Chance of a patient to be in a step's lot.
         auc: AUC on its own held-out patients.
+        personal_auc: The same of the model fine-tuned there, in the closing evaluation.
     """
 
     state: str = ""
@@ -56,6 +60,7 @@ class SiteRound:
     noise_multiplier: float | None = None
     sampling_rate: float | None = None
     auc: Estimate = UNKNOWN
+    personal_auc: Estimate = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class RoundRecord:
         closing: Whether this is the closing evaluation, in which nobody trains.
         seconds: How long it took.
         metrics: Measures of the model that went out in this round, by name.
+        personal: The same of the models fine-tuned at the hospitals.
+        subgroups: The same as `metrics` for each group of patients, by its key.
         sites: The hospitals by name.
     """
 
@@ -74,6 +81,8 @@ class RoundRecord:
     closing: bool = False
     seconds: float | None = None
     metrics: dict[str, Estimate] = field(default_factory=dict)
+    personal: dict[str, Estimate] = field(default_factory=dict)
+    subgroups: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     sites: dict[str, SiteRound] = field(default_factory=dict)
 
     @property
@@ -171,17 +180,17 @@ def round_record(line: dict[str, Any]) -> RoundRecord | None:
     round_ = number(line.get("round"))
     if round_ is None or round_ < 1:
         return None
-    sites = line.get("sites")
+    measures = _metrics(line)
     return RoundRecord(
         number=int(round_),
         closing=line.get("closing") is True,
         seconds=number(line.get("seconds")),
-        metrics=_metrics(line),
-        sites={
-            words(name): _site_round(values)
-            for name, values in (sites if isinstance(sites, dict) else {}).items()
-            if isinstance(values, dict)
+        metrics={n: it for n, it in measures.items() if not n.startswith(PERSONAL)},
+        personal={
+            n.removeprefix(PERSONAL): it for n, it in measures.items() if n.startswith(PERSONAL)
         },
+        subgroups={name: _metrics(values) for name, values in _objects(line.get("subgroups"))},
+        sites={name: _site_round(values) for name, values in _objects(line.get("sites"))},
     )
 
 
@@ -242,6 +251,7 @@ def _site_round(values: dict[str, Any]) -> SiteRound:
         noise_multiplier=number(values.get("noise_multiplier")),
         sampling_rate=number(values.get("sampling_rate")),
         auc=_estimate(values, "auc"),
+        personal_auc=_estimate(values, f"{PERSONAL}auc"),
     )
 
 
@@ -250,6 +260,13 @@ def _metrics(line: dict[str, Any]) -> dict[str, Estimate]:
     numbers = [name for name, value in line.items() if number(value) is not None]
     names = dict.fromkeys(n.removesuffix("_low").removesuffix("_high") for n in numbers)
     return {n: _estimate(line, n) for n in names if n not in ("round", "seconds")}
+
+
+def _objects(values: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what of a JSON object is itself one, by its printable name."""
+    for name, each in values.items() if isinstance(values, dict) else ():
+        if isinstance(each, dict):
+            yield words(name), each
 
 
 def _estimate(values: dict[str, Any], name: str) -> Estimate:

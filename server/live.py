@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,24 +15,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from server.history import (
-    UNKNOWN,
-    Estimate,
-    Event,
-    RoundRecord,
-    event,
-    parse_line,
-    round_record,
-)
+from server.history import Estimate, Event, RoundRecord, event, parse_line, round_record
+from server.live_state import Doing, Hospital, State
 from shared.study import Study
 
 MOST_ROWS = 20
 """Hospitals shown one by one; the others are counted."""
 
-Doing = Literal["waiting", "training", "evaluating", "done", "refused", "failed", "late", "offline"]
-
 STYLES: dict[Doing, tuple[str, str]] = {
     "waiting": ("·", "dim"),
+    "describing": ("▸", "cyan"),
     "training": ("▸", "cyan"),
     "evaluating": ("▸", "cyan"),
     "done": ("✓", "green"),
@@ -44,151 +35,18 @@ STYLES: dict[Doing, tuple[str, str]] = {
 }
 """Sign and colour of what a hospital does."""
 
-_OF_STATE: dict[str, Doing] = {
-    "update": "done",
-    "evaluated": "done",
-    "refused": "refused",
-    "failed": "failed",
-    "late": "late",
-    "absent": "offline",
-}
-_OF_EVENT: dict[str, Doing] = {
-    "site-replied": "done",
-    "site-refused": "refused",
-    "site-failed": "failed",
-    "update-rejected": "failed",
-    "site-offline": "offline",
-    "site-online": "waiting",
-}
-
 SAID = {
     "site-sent": "asked",
     "site-replied": "answered",
     "site-refused": "refused",
     "site-failed": "failed",
     "site-late": "answered too late",
+    "described": "the hospitals have described their data",
     "site-offline": "went offline",
     "site-online": "came online",
     "round-started": "started",
 }
 """What the events are called in plain lines; the others by their own names."""
-
-
-@dataclass(frozen=True)
-class Hospital:
-    """What is known of one hospital now.
-
-    Attributes:
-        doing: What it does in this round.
-        why: Reason of a refusal or failure.
-        epsilon: Privacy spent.
-        budget: Most it may spend.
-        asked: When it was last asked, in seconds since 1970.
-        took: Seconds its last answer took.
-    """
-
-    doing: Doing = "waiting"
-    why: str = ""
-    epsilon: float | None = None
-    budget: float | None = None
-    asked: float | None = None
-    took: float | None = None
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything the view shows; each event and each finished round gives the next state.
-
-    Attributes:
-        study: The plan.
-        hospitals: By name.
-        round: The round in progress; 0 before the first, rounds + 1 for the closing evaluation.
-        auc: Latest AUC, over all hospitals.
-        durations: Seconds of each finished round of training.
-        began: When the round in progress began, in seconds since 1970; None between rounds.
-        finished: Whether the run has ended well.
-        error: Why it ended otherwise; empty while it goes on.
-    """
-
-    study: Study
-    hospitals: Mapping[str, Hospital]
-    round: int = 0
-    auc: Estimate = UNKNOWN
-    durations: Mapping[int, float] = field(default_factory=dict)
-    began: float | None = None
-    finished: bool = False
-    error: str = ""
-
-    @classmethod
-    def begin(cls, study: Study, sites: Sequence[str]) -> State:
-        """Return the state before anything has happened."""
-        return cls(study, {name: Hospital() for name in sites})
-
-    def apply(self, it: Event) -> State:
-        """Return the state after an event; unknown events change nothing."""
-        match it.name:
-            case "run-started":
-                return replace(self, finished=False, error="")
-            case "round-started" if it.round:
-                return self._in_round(it)
-            case "site-sent" if it.round:
-                later = self if it.round <= self.round else self._in_round(it)
-                training = it.round <= self.study.federation.rounds
-                doing: Doing = "training" if training else "evaluating"
-                return later._with(it.site, doing=doing, why="", asked=it.seconds)
-            case name if name in _OF_EVENT and it.site:
-                return self._after_answer(it, _OF_EVENT[name])
-            case "run-finished":
-                return replace(self, finished=True, error="")
-            case "run-failed":
-                return replace(self, error=it.detail or "the run failed")
-        return self
-
-    def record(self, line: RoundRecord) -> State:
-        """Return the state with a finished round's figures."""
-        state = self
-        for name, site in line.sites.items():
-            changes: dict[str, Any] = {}
-            if site.epsilon is not None:
-                changes |= {"epsilon": site.epsilon, "budget": site.budget}
-            # The next round may have begun when this line is read.
-            if line.number >= self.round and site.state in _OF_STATE:
-                changes |= {"doing": _OF_STATE[site.state], "why": site.reason}
-            state = state._with(name, **changes)
-        if line.auc.value is not None:
-            state = replace(state, auc=line.auc)
-        if not line.closing and line.seconds is not None:
-            state = replace(state, durations={**self.durations, line.number: line.seconds})
-        return replace(state, began=None) if line.number >= self.round else state
-
-    def seconds_left(self, now: float) -> float | None:
-        """Estimate the time to the end from the finished rounds; None if none has finished."""
-        left = self.study.federation.rounds - len(self.durations)
-        if not self.durations or self.finished:
-            return None
-        usual = sum(self.durations.values()) / len(self.durations)
-        gone = 0.0 if self.began is None else min(max(now - self.began, 0.0), usual)
-        return max(left * usual - gone, 0.0)
-
-    def _in_round(self, it: Event) -> State:
-        waiting = {
-            name: each if each.doing == "offline" else replace(each, doing="waiting", why="")
-            for name, each in self.hospitals.items()
-        }
-        return replace(self, round=it.round or 0, began=it.seconds, hospitals=waiting)
-
-    def _after_answer(self, it: Event, doing: Doing) -> State:
-        changes: dict[str, Any] = {"doing": doing, "why": it.detail}
-        if it.epsilon is not None:
-            changes["epsilon"] = it.epsilon
-        asked = self.hospitals.get(it.site, Hospital()).asked
-        if doing == "done" and asked is not None and it.seconds is not None:
-            changes["took"] = max(it.seconds - asked, 0.0)
-        return self._with(it.site, **changes)
-
-    def _with(self, name: str, **changes: Any) -> State:
-        site = replace(self.hospitals.get(name, Hospital()), **changes)
-        return replace(self, hospitals={**self.hospitals, name: site})
 
 
 class LiveView:
@@ -319,7 +177,8 @@ def round_line(line: RoundRecord, study: Study) -> str:
     )
     title = _round_name(line.number, study.federation.rounds)
     return (
-        f"{title} finished: AUC {_interval(line.auc)}, {delivered} of {len(line.sites)} hospitals"
+        f"{title} finished: AUC {_interval(line.auc, study)}, "
+        f"{delivered} of {len(line.sites)} hospitals"
         + (f"; epsilon spent: {spent}" if spent else "")
     )
 
@@ -329,7 +188,7 @@ def _headline(state: State, now: float) -> Text:
     parts = [
         state.study.name,
         _round_name(state.round, state.study.federation.rounds),
-        f"AUC {_interval(state.auc)}",
+        f"AUC {_interval(state.auc, state.study)}",
         *([f"about {_duration(left)} left"] if left is not None else []),
         *(["finished"] if state.finished else []),
     ]
@@ -372,11 +231,14 @@ def _round_name(number: int, rounds: int) -> str:
     return f"round {number} of {rounds}" if number <= rounds else "closing evaluation"
 
 
-def _interval(auc: Estimate) -> str:
+def _interval(auc: Estimate, study: Study) -> str:
     if auc.value is None:
         return "not known yet"
-    ends = "" if auc.low is None or auc.high is None else f" ({auc.low:.3f} to {auc.high:.3f})"
-    return f"{auc.value:.3f}{ends}"
+    if auc.low is None or auc.high is None:
+        return f"{auc.value:.3f}"
+    # Much of its width is the counts' noise, and says nothing against the model.
+    noise = ", noise included" if study.privacy.enabled else ""
+    return f"{auc.value:.3f} ({auc.low:.3f} to {auc.high:.3f}{noise})"
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from server.exchange import Answer
+from server.history import PERSONAL
 from server.release import SiteRecord
 from shared.metrics import merge, scored_classes, summarise, to_record
 from shared.protocol import Reply, ScoreHistogram, Spending
@@ -17,9 +18,6 @@ from shared.subgroups import subgroup_keys
 
 Measures = dict[str, float | int | None]
 """Metrics by name, each with the ends of its interval."""
-
-PERSONAL = "personal_"
-"""Before the names of the metrics of models that were fine-tuned at the sites."""
 
 
 def metrics_line(

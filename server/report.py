@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.charts import Chart, draw, sample
 from server.files import write_atomically
-from server.history import Estimate, History, number, read_history
+from server.history import Estimate, History, RoundRecord, number, read_history
 from server.markup import Html, element, join
 from server.report_curves import auc_chart, epsilon_chart
 from server.report_style import STYLE
@@ -21,8 +21,11 @@ from server.report_tables import (
     metrics_table,
     rounds_table,
     set_aside_table,
+    subgroups_table,
 )
 from shared.explain import NO_PRIVACY, study_topics
+from shared.explain_remedies import remedies
+from shared.study import Study
 
 TestResult = Mapping[str, float | int | None]
 """Measures on the test set: `auc`, `accuracy`, `patients`, and others, by name."""
@@ -71,6 +74,7 @@ def report_page(
         _section("Hospitals", hospitals_table(history)),
         _section("Rounds", rounds_table(history)),
         _section("Final metrics", *_metrics(history, test)),
+        *_subgroups(history),
         _section("The study in plain words", _topics(history)),
         _section("What was set aside, and why", *_set_aside(local_reports)),
         _foot(history),
@@ -95,8 +99,14 @@ def _head(history: History) -> Html:
         element("p", "Federated study: report", class_="kicker"),
         element("h1", study.name),
         *([element("p", study.description)] if study.description else []),
+        element("p", f"Remedies: {_remedies(study)}."),
         element("p", _status(history), class_="soft"),
     )
+
+
+def _remedies(study: Study) -> str:
+    names = [remedy.name for remedy in remedies(study)]
+    return ", ".join(names) if names else "none, updates are averaged as they are"
 
 
 def _status(history: History) -> str:
@@ -246,7 +256,36 @@ def _metrics(history: History, test: TestResult) -> list[Html]:
         f"At the hospitals: {of}, all hospitals' held-out patients together. Intervals include "
         "the choice of patients and the noise added for privacy."
     )
-    return [element("p", about), metrics_table(last.metrics if last else {}, test, history.study)]
+    table = metrics_table(last or RoundRecord(0), test, history.study)
+    personal = element("p", PERSONAL_MODELS) if last and last.personal else Html("")
+    return [element("p", about), table, personal]
+
+
+PERSONAL_MODELS = (
+    "Fine-tuned at each hospital: each patient is scored by the model that this patient's hospital "
+    "fine-tuned and keeps, and all scores are taken together."
+)
+
+
+def _subgroups(history: History) -> list[Html]:
+    """Return the section on groups of patients, in studies that ask for them."""
+    last = history.rounds[-1] if history.rounds else None
+    if not history.study.privacy.subgroups:
+        return []
+    if last is None or not last.subgroups:
+        return [_section("Groups of patients", element("p", NO_SUBGROUPS))]
+    about = element("p", SUBGROUPS)
+    return [_section("Groups of patients", about, subgroups_table(last, history.study))]
+
+
+NO_SUBGROUPS = (
+    "Groups are evaluated once, after the last round. No hospital has sent any counts of them yet."
+)
+SUBGROUPS = (
+    "From the closing evaluation, whose counts were noised and split by group. Intervals include "
+    "that noise, which is the same for a group of few patients as for one of many: where it hides "
+    "the patients, nothing is said. A hospital may keep these counts to itself."
+)
 
 
 def _topics(history: History) -> Html:

@@ -33,6 +33,7 @@ REFUSALS = {
 """What the reason codes of the protocol mean, as said of a hospital."""
 
 STATES = {
+    "described": "described its data",
     "update": "took part",
     "evaluated": "evaluated",
     "refused": "refused",
@@ -67,13 +68,13 @@ def hospitals_table(history: History) -> Html:
         "Delta",
         "Noise multiplier",
         "Own AUC",
+        *(["Own AUC, fine-tuned"] if history.study.training.personal_rounds else []),
         "State at the end",
         "Last reason not to take part",
     )
     rows = [_hospital(history, index) for index in range(len(history.sites))]
-    return table(
-        "Each hospital's share and privacy, as the server saw it", titles, rows, set(range(1, 8))
-    )
+    numeric = set(range(1, len(titles) - 2))
+    return table("Each hospital's share and privacy, as the server saw it", titles, rows, numeric)
 
 
 def rounds_table(history: History) -> Html:
@@ -89,24 +90,77 @@ def rounds_table(history: History) -> Html:
 
 
 def metrics_table(
-    metrics: Mapping[str, Estimate], test: Mapping[str, float | int | None], study: Study
+    record: RoundRecord, test: Mapping[str, float | int | None], study: Study
 ) -> Html:
-    """Return one row a measure: at the hospitals with its interval, and on the test set."""
+    """Return one row a measure: at the hospitals with its interval, and on the test set.
+
+    Args:
+        record: The round whose measures are shown.
+        test: Measures on the test set.
+        study: The plan.
+    """
+    metrics, personal = record.metrics, record.personal
     names = [n for n in MEASURES if n in metrics or n in test]
     names += [n for n in (*metrics, *test) if n not in MEASURES and not n.endswith(_ENDS)]
-    rows = [
-        [
-            _measure(name, study),
-            _shown(name, metrics[name].value) if name in metrics else "",
-            _interval(name, metrics.get(name, Estimate())),
-            _shown(name, number(test[name])) if name in test else "",
-        ]
-        for name in dict.fromkeys(names)
+    columns: list[tuple[str, Callable[[str], str]]] = [
+        ("Measure", lambda n: _measure(n, study)),
+        ("At the hospitals", lambda n: _shown(n, metrics[n].value) if n in metrics else ""),
+        ("95 % interval", lambda n: _interval(n, metrics.get(n, Estimate()))),
     ]
-    titles = ["Measure", "At the hospitals", "95 % interval", "On the test set"]
-    columns = len(titles) if test else len(titles) - 1
-    rows, titles = [row[:columns] for row in rows], titles[:columns]
-    return table("Final metrics of the released model", titles, rows, {1, 2, 3})
+    if personal:
+        columns.append(("Fine-tuned at each hospital", lambda n: _with_ends(n, personal.get(n))))
+    if test:
+        columns.append(("On the test set", lambda n: _on_test(n, test)))
+    rows = [[cell(name) for _, cell in columns] for name in dict.fromkeys(names)]
+    titles = [title for title, _ in columns]
+    numeric = set(range(1, len(titles)))
+    return table("Final metrics of the released model", titles, rows, numeric)
+
+
+def subgroups_table(record: RoundRecord, study: Study) -> Html:
+    """Return one row a group of patients, with what can be told of it in spite of the noise."""
+    titles = (
+        "Group",
+        _measure("positives", study),
+        _measure("negatives", study),
+        "AUC",
+        "95 % interval",
+        MEASURES["sensitivity_at_95_specificity"],
+        MEASURES["ece"],
+    )
+    rows = [[_group(key), *_group_row(it)] for key, it in record.subgroups.items()]
+    caption = "The released model by group of patients, all hospitals together"
+    return table(caption, titles, rows, set(range(1, len(titles))))
+
+
+GROUPS = {
+    "sex:F": "women",
+    "sex:M": "men",
+    "sex:other": "other sex, or none stated",
+    "age:unknown": "no age stated",
+    "scanner:other": "other scanners, or none stated",
+}
+"""What subgroups are called where the key itself does not say it."""
+
+
+def _group(key: str) -> str:
+    grouping, _, cell = key.partition(":")
+    years = f"{cell} years" if grouping == "age" else f"scanner of {cell}"
+    return GROUPS.get(key, years)
+
+
+def _group_row(metrics: Mapping[str, Estimate]) -> list[str]:
+    sizes = [_shown(n, metrics.get(n, Estimate()).value) for n in ("positives", "negatives")]
+    auc = metrics.get("auc", Estimate())
+    if auc.value is None:
+        return [*sizes, "cannot be told from noise", "", "", ""]
+    rest = [metrics.get(n, Estimate()) for n in ("sensitivity_at_95_specificity", "ece")]
+    return [
+        *sizes,
+        f"{auc.value:.3f}",
+        _interval("auc", auc),
+        *(f"{it.value:.3f}" if it.value is not None else "not known" for it in rest),
+    ]
 
 
 def set_aside_table(local_reports: Mapping[str, Mapping[str, int]]) -> Html:
@@ -147,7 +201,8 @@ def _hospital(history: History, index: int) -> list[str | Html]:
     entries = [site for _, site in records]
     private = history.study.privacy.enabled
     noise = _latest(entries, lambda site: site.noise_multiplier)
-    auc = _latest(entries, lambda site: site.auc if site.auc.value is not None else None)
+    auc = _latest(entries, lambda site: site.auc.value)
+    personal = _latest(entries, lambda site: site.personal_auc.value)
     return [
         element("span", Html(sample(Line(name, (), *line_style(index)))), name, class_="name"),
         _or_dash(_latest(entries, lambda site: site.patients or None), ",d"),
@@ -156,7 +211,8 @@ def _hospital(history: History, index: int) -> list[str | Html]:
         _or_dash(_latest(entries, lambda site: site.budget), "g") if private else "–",
         _power(_latest(entries, lambda site: site.delta)) if private else "–",
         _or_dash(noise, ".3f") if private else element("span", "none", class_="bad"),
-        "–" if auc is None else f"{auc.value:.3f}",
+        _or_dash(auc, ".3f"),
+        *([_or_dash(personal, ".3f")] if history.study.training.personal_rounds else []),
         STATES.get(entries[-1].state, entries[-1].state) if entries else "never heard of",
         _last_reason(records),
     ]
@@ -221,6 +277,15 @@ def _interval(name: str, it: Estimate) -> str:
     if it.low is None or it.high is None:
         return ""
     return f"{_shown(name, it.low)} to {_shown(name, it.high)}"
+
+
+def _on_test(name: str, test: Mapping[str, float | int | None]) -> str:
+    return _shown(name, number(test[name])) if name in test else ""
+
+
+def _with_ends(name: str, it: Estimate | None) -> str:
+    ends = _interval(name, it) if it else ""
+    return "" if it is None else _shown(name, it.value) + (f" ({ends})" if ends else "")
 
 
 def _with_interval(auc: Estimate) -> str:

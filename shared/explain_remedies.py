@@ -150,7 +150,7 @@ def _missing(study: Study) -> list[Remedy]:
         )
     if study.table is None:
         return found
-    centre = "The model gets the {} of all hospitals, from histograms noised at each, instead."
+    centre = "The model gets the {} of all hospitals instead, found from their histograms."
     filled = (
         "Sound under privacy: the histograms are noised and paid for before they are used.",
         f"It costs the release of the histograms, {_counts_price(study)} That a value is missing "

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from server.history import event, round_record
-from server.live import LiveView, State, Tail, render
+from server.live import LiveView, Tail, render
+from server.live_state import State
 from shared.study import Study, parse_study
 
 NAMES = ("Ashford", "Brook", "Castle")
@@ -86,6 +87,24 @@ def test_each_hospital_goes_from_waiting_to_its_own_end(study: Study) -> None:
     assert state.hospitals["Ashford"].epsilon == 1.25
 
 
+def test_describing_comes_before_the_rounds_and_tells_nothing_of_their_length(
+    study: Study,
+) -> None:
+    state = happens(State.begin(study, NAMES), "site-sent", 0, site="Ashford")
+    assert "describing" in drawn(state)
+    state = happens(state, "site-replied", 9, site="Ashford", epsilon=0.5)
+    assert state.hospitals["Ashford"].doing == "done"
+    state = happens(state, "round-started", 10, round=1)
+    state = happens(state, "site-sent", 10, round=1, site="Ashford")
+    assert state.hospitals["Ashford"].doing == "training"
+    assert "for 20 s" in drawn(state, 30)
+
+
+def test_without_privacy_the_interval_has_no_noise(study: Study) -> None:
+    state = after(State.begin(make_study(private=False), NAMES), finished(1))
+    assert "AUC 0.750 (0.625 to 0.875)" in drawn(state)
+
+
 def test_a_finished_round_gives_auc_budget_and_who_was_missing(study: Study) -> None:
     state = happens(State.begin(study, NAMES), "round-started", round=1)
     line = finished(
@@ -94,7 +113,7 @@ def test_a_finished_round_gives_auc_budget_and_who_was_missing(study: Study) -> 
         Brook={"state": "late", "reason": "no answer within 9 s"},
     )
     text = drawn(after(state, line))
-    assert "AUC 0.750 (0.625 to 0.875)" in text
+    assert "AUC 0.750 (0.625 to 0.875, noise included)" in text
     assert "2.50 of 4" in text
     assert "late (no answer within 9 s)" in text
 
@@ -246,7 +265,7 @@ def test_elsewhere_than_on_a_terminal_each_event_and_round_is_one_line(
         "12:00:03 round 1: started",
         "12:00:04 round 1: Brook: refused: study-not-approved",
         "12:00:09 run finished",
-        "round 1 of 4 finished: AUC 0.750 (0.625 to 0.875), 1 of 2 hospitals",
+        "round 1 of 4 finished: AUC 0.750 (0.625 to 0.875, noise included), 1 of 2 hospitals",
     ]
 
 
