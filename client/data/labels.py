@@ -56,8 +56,11 @@ def parse_labels(
     if not findings:
         wanted = [columns.file, columns.patient, columns.label]
         table = parse_csv(content, wanted, [columns.file, columns.label], source)
-        cells = ((line.number, *line.cells) for line in table.lines)
-        return tuple(Row(line, file, patient, label) for line, file, patient, label in cells)
+        return tuple(
+            Row(line.number, file, patient, label)
+            for line in table.lines
+            for file, patient, label in [line.cells]
+        )
     named = [columns.findings.get(finding, finding) for finding in findings]
     wanted, needed = [columns.file, columns.patient, *named], [columns.file]
     table = parse_csv(content, wanted, needed + needed_findings(columns, findings), source)
