@@ -25,6 +25,7 @@ app.add_typer(operate.app)
 
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]
 Hardware = Literal["cpu", "gpu"]
+Network = Literal["cnn", "attention"]
 Privacy = Literal["strong", "medium", "light", "none"]
 
 
@@ -89,6 +90,7 @@ def new_study(
     size: Annotated[
         int | None, typer.Option(min=28, max=256, help="side of the images; default: by hardware")
     ] = None,
+    model: Annotated[Network, typer.Option(help="kind of model")] = "cnn",
 ) -> None:
     """Propose a study from a few answers, with the reason for every choice.
 
@@ -99,7 +101,9 @@ def new_study(
     from server.propose import Wishes, propose, study_name
 
     wished = tuple(part.strip() for part in classes.split(",") if part.strip())
-    answers = Wishes(study_name(name), wished, kind, patients, sites, hardware, privacy, size)
+    answers = Wishes(
+        study_name(name), wished, kind, patients, sites, hardware, privacy, size, model
+    )
     text = propose(answers).to_toml()
     _write_new(out, text)
     typer.echo(text)

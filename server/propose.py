@@ -16,6 +16,7 @@ from shared.study import Study, parse_study
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]
 Wish = Literal["strong", "medium", "light", "none"]
 Hardware = Literal["cpu", "gpu"]
+Network = Literal["cnn", "attention"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Wishes:
         hardware: What the sites compute on.
         privacy: How strong the guarantee should be.
         size: Side of the images in pixels; None: by kind and hardware.
+        model: Kind of model.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Wishes:
     hardware: Hardware = "cpu"
     privacy: Wish = "medium"
     size: int | None = None
+    model: Network = "cnn"
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,11 @@ FEWEST = 10
 HELD_OUT = 0.15
 """Part of the patients kept for evaluation, as in the study's default."""
 
-ATTENTION_PATIENTS = 20_000
-"""Patients in all from which attention is proposed."""
+PATCHES = range(8, 3, -1)
+"""Patches to a side for attention, the best first; four is what it was measured with."""
+
+SMALLEST_PATCH = 7
+"""Smallest side of a patch for attention, in pixels; as it was measured."""
 
 EPSILONS: dict[Wish, float] = {"strong": 1.0, "medium": 3.0, "light": 8.0}
 
@@ -124,9 +130,17 @@ OPENING = (
 
 
 def image_size(wishes: Wishes) -> Choice:
-    """Choose the side of the images."""
-    if wishes.size is not None:
-        return Choice("input", {"size": wishes.size}, f"{wishes.size} pixels, as asked for.")
+    """Choose the side of the images; attention needs one that can be cut into patches."""
+    asked = wishes.size
+    if asked is not None and wishes.model == "attention" and patch_side(asked) is None:
+        side = 8 * round(asked / 8)
+        reason = (
+            f"{side} pixels: the {asked} asked for cannot be cut into four to eight equal patches "
+            "to a side, which attention needs."
+        )
+        return Choice("input", {"size": side}, reason)
+    if asked is not None:
+        return Choice("input", {"size": asked}, f"{asked} pixels, as asked for.")
     if wishes.hardware == "cpu":
         return Choice(
             "input",
@@ -170,29 +184,35 @@ KINDS: dict[Kind, tuple[str | list[float], list[str], str]] = {
 }
 
 
+def patch_side(size: int) -> int | None:
+    """Return the side of attention's patches on images of this side; None if none fits."""
+    fitting = (size // n for n in PATCHES if size % n == 0 and size // n >= SMALLEST_PATCH)
+    return next(fitting, None)
+
+
+MEASURED = (
+    "On the 4.7 thousand chest radiographs of 28 pixels where both were measured at epsilon 8, "
+    "attention did as well as the cnn (test AUC .937 and .934, two seeds each)"
+)
+
+
 def model(wishes: Wishes, size: int) -> Choice:
-    """Choose the model: attention only for much data, GPUs and a side that can be cut up."""
-    total = wishes.patients * wishes.sites
-    patch = next((p for p in (16, 14, 12, 10, 8, 7, 6, 5, 4) if size % p == 0), None)
-    much = total >= ATTENTION_PATIENTS
-    if much and wishes.hardware == "gpu" and patch:
+    """Choose the model: the one wished for, with patches that fit the images."""
+    patch = patch_side(size)
+    if wishes.model == "attention" and patch:
         return Choice(
             "model",
             {"name": "attention", "patch": patch},
-            f"At least {total:,} patients and GPUs: attention over patches can learn what a "
-            "convolution has built in, and its map shows where it looked. Compare it with cnn.",
+            f"Attention over {size // patch} by {size // patch} patches of {patch} pixels, as "
+            f"asked for; its map shows where it looked. {MEASURED}.",
         )
-    if not much:
-        why = (
-            "it knows from the start that neighbouring pixels belong together and that a finding "
-            "may lie anywhere. Attention must learn this from the data, and is proposed from "
-            f"{ATTENTION_PATIENTS:,} patients on; here they are at least {total:,}."
-        )
-    elif not patch:
-        why = f"a side of {size} pixels cannot be cut into equal patches for attention."
-    else:
-        why = "there is data enough for attention, but without GPUs it trains too slowly."
-    return Choice("model", {"name": "cnn"}, f"A convolutional network: {why}")
+    instead = f'; to have it, write name = "attention" and patch = {patch}' if patch else ""
+    return Choice(
+        "model",
+        {"name": "cnn"},
+        "A convolutional network: it knows from the start that neighbouring pixels belong "
+        f"together and that a finding may lie anywhere. {MEASURED}{instead}.",
+    )
 
 
 def schedule(wishes: Wishes, choices: list[Choice]) -> list[Choice]:

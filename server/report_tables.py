@@ -145,8 +145,8 @@ GROUPS = {
 
 def _group(key: str) -> str:
     grouping, _, cell = key.partition(":")
-    years = f"{cell} years" if grouping == "age" else f"scanner of {cell}"
-    return GROUPS.get(key, years)
+    plain = f"{cell} years" if grouping == "age" else f"{cell} scanners"
+    return GROUPS.get(key, plain)
 
 
 def _group_row(metrics: Mapping[str, Estimate]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -12,12 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.propose import (
-    ATTENTION_PATIENTS,
     FEWEST,
     PLANS,
     WORTH,
     Hardware,
     Kind,
+    Network,
     Proposal,
     Wish,
     Wishes,
@@ -90,21 +91,47 @@ def test_every_key_stands_below_a_reason(small: Proposal) -> None:
     assert parse_study(document, "test") == small.study
 
 
-@pytest.mark.parametrize(
-    ("patients", "hardware", "size", "model"),
-    [
-        (ATTENTION_PATIENTS, "gpu", 128, "attention"),
-        (ATTENTION_PATIENTS, "gpu", 127, "cnn"),  # a prime side has no patches
-        (ATTENTION_PATIENTS, "cpu", 128, "cnn"),
-        (ATTENTION_PATIENTS - 1, "gpu", 128, "cnn"),
-        (200, "gpu", None, "cnn"),
-    ],
-)
-def test_attention_only_with_much_data_gpus_and_patches(
-    patients: int, hardware: Hardware, size: int | None, model: str
+@pytest.mark.parametrize("hardware", ["cpu", "gpu"])
+@pytest.mark.parametrize("patients", [20, 100_000])
+def test_the_model_is_the_one_wished_for_however_much_data_there_is(
+    patients: int, hardware: Hardware
 ) -> None:
-    answers = wishes(patients=patients, sites=1, hardware=hardware, size=size, privacy="none")
-    assert propose(answers).study.model.name == model
+    for wish in get_args(Network):
+        answers = wishes(patients=patients, hardware=hardware, model=wish, privacy="none")
+        assert propose(answers).study.model.name == wish
+    assert propose(wishes(patients=patients, privacy="none")).study.model.name == "cnn"
+
+
+@given(st.none() | st.integers(28, 256), st.sampled_from(["cpu", "gpu"]))
+def test_attention_always_gets_patches_that_fit(size: int | None, hardware: Hardware) -> None:
+    answers = wishes(size=size, hardware=hardware, model="attention", privacy="none")
+    study = propose(answers).study
+    assert study.input.size % study.model.patch == 0
+    assert 4 <= study.input.size // study.model.patch <= 8
+    assert study.model.patch >= 7
+    assert size is None or abs(study.input.size - size) <= 4
+
+
+def test_a_side_that_fits_is_kept_and_one_that_does_not_is_named() -> None:
+    kept = propose(wishes(size=28, model="attention", privacy="none")).study
+    assert (kept.input.size, kept.model.patch) == (28, 7)
+    moved = propose(wishes(size=127, model="attention", privacy="none"))
+    assert moved.study.input.size == 128
+    assert "the 127 asked for" in moved.to_toml()
+
+
+@pytest.mark.parametrize("size", [None, 28, 64, 96, 127])
+def test_a_cnn_that_is_changed_to_attention_as_the_reason_says_is_valid(size: int | None) -> None:
+    proposal = propose(wishes(size=size, privacy="none"))
+    said = re.search(
+        r'name = "attention" and patch = (\d+)', proposal.to_toml().replace("\n# ", " ")
+    )
+    assert (said is None) == (size == 127)
+    if said:
+        changed = proposal.study.model_dump() | {
+            "model": {"name": "attention", "patch": int(said[1])}
+        }
+        assert parse_study(changed, "test").model.name == "attention"
 
 
 @pytest.mark.parametrize(("wish", "epsilon"), [("strong", 1.0), ("medium", 3.0), ("light", 8.0)])

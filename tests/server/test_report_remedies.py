@@ -28,7 +28,7 @@ def test_groups_of_patients_have_a_table_and_lost_ones_say_so(tmp_path: Path) ->
         ["women", *figures],
         ["other sex, or none stated", "2", "0", "cannot be told from noise", "", "", ""],
         ["80+ years", *figures],
-        ["scanner of GE", *figures],
+        ["GE scanners", *figures],
     ]
     titles = [h.text for h in section(page, "Groups of patients").one("thead").all("th")]
     assert titles[1] == "Patients with opaque (estimated)"
