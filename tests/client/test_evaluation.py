@@ -59,7 +59,7 @@ def run(held_out: PatientSet, classes: int, noise: float) -> ScoreHistogram:
         stream=OsStream(),
         device=CPU,
         physical_batch=3,
-    )
+    ).overall
 
 
 def test_a_patients_score_is_the_mean_over_their_images() -> None:
@@ -111,4 +111,4 @@ def test_a_model_that_diverged_still_counts_every_patient_once() -> None:
         device=CPU,
         physical_batch=8,
     )
-    assert sum(histogram.counts) == 3
+    assert sum(histogram.overall.counts) == 3
