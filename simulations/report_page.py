@@ -180,7 +180,7 @@ def _pictures(pictures: Iterable[Picture]) -> Html:
         element(
             "figure",
             element("h3", picture.title),
-            element("img", src=_data(picture.svg), alt=picture.alt),
+            _image(picture),
             element("figcaption", picture.caption),
         )
         for picture in pictures
@@ -188,8 +188,10 @@ def _pictures(pictures: Iterable[Picture]) -> Html:
     return element("div", *shown, class_="curves") if shown else Html("")
 
 
-def _data(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def _image(picture: Picture) -> Html:
+    data = f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
+    # The one element here without an end tag.
+    return Html(element("img", src=data, alt=picture.alt).removesuffix("</img>"))
 
 
 def _failed(book: Book) -> Html:

@@ -1,0 +1,402 @@
+"""The report of simulations: right figures, honest words, one page that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import os
+import re
+import sqlite3
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from simulation_kit import MadeUp, cell_of, outcome, write_results
+
+from shared.errors import CoordinatorError
+from simulations.records import Measurement
+from simulations.report import write_report
+from simulations.report_data import Key, read_book
+from simulations.report_sheet import Entry, Sheet, to_csv
+from simulations.report_sites import gains
+from simulations.report_stats import difference, gap_closed
+from simulations.report_words import about, caveats, overall, result
+from simulations.results import Results
+
+STRATEGIES = ("alone", "pooled", "fedavg", "scaffold", "personal")
+MAIN = MadeUp(
+    "skewed", STRATEGIES, seeds=3, sites=4, rounds=4, epsilon=8.0, dropouts=True, gaps=True,
+    subgroups=True, failed=(("scaffold", 1),),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_results(tmp_path_factory.mktemp("results"), [MAIN])
+    assert write_report(folder) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture
+def database(results: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(results / "results.sqlite")
+    yield connection
+    connection.close()
+
+
+def table(results: Path, name: str) -> list[dict[str, str]]:
+    with (results / "tables" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def in_database(database: sqlite3.Connection, **equal: object) -> list[tuple[float, float, float]]:
+    """Return (value, low, high) by seed, read without the project's code."""
+    wanted = {"where": "test", "model": "global", "site": "", "subgroup": "", "round": -1} | equal
+    terms = " and ".join(f'"{name}" = ?' for name in wanted)
+    query = (
+        "select value, low, high from measurement join cell on cell.id = measurement.cell "
+        f"where {terms} and value is not null order by seed"
+    )
+    return database.execute(query, list(wanted.values())).fetchall()
+
+
+class Tags(HTMLParser):
+    """Collects elements, and fails where one is not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.stack == [], "elements left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in ("meta", "img"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+# The page
+
+
+def test_the_page_is_well_formed_and_loads_nothing(results: Path) -> None:
+    page = (results / "report.html").read_text()
+    tags = Tags(page)
+    names = {name for name, _ in tags.found}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    assert not [a for _, attrs in tags.found for a in attrs if a.startswith("on")]
+    sources = [attrs["src"] for _, attrs in tags.found if "src" in attrs]
+    assert len(sources) == 5
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    links = [attrs["href"] for _, attrs in tags.found if "href" in attrs]
+    assert all(link.startswith("#") for link in links)
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert "url(" not in style
+    assert "@import" not in style
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'" in page
+
+
+def test_every_picture_of_the_page_is_also_a_file_and_says_what_it_shows(results: Path) -> None:
+    tags = Tags((results / "report.html").read_text())
+    images = [attrs for name, attrs in tags.found if name == "img"]
+    shown = {base64.b64decode(image["src"].partition(",")[2]) for image in images}
+    kinds = ("curves", "worst-site", "who-has-what", "missing", "took-part")
+    assert {p.name for p in (results / "figures").iterdir()} == {
+        f"skewed-{kind}.{ending}" for kind in kinds for ending in ("svg", "png")
+    }
+    assert shown == {path.read_bytes() for path in (results / "figures").glob("*.svg")}
+    assert all(len(image["alt"]) > 30 for image in images)
+
+
+def test_the_page_names_what_it_must(results: Path) -> None:
+    text = Tags((results / "report.html").read_text()).text
+    cell = read_book(results).finished("skewed", "fedavg")[0]
+    for must in (
+        cell.study_digest[:16], "0.1.0 (abc1234)", "Imaginary CPU", "consilium simulate run",
+        "c0de" * 16, "phantoms", "normal and pneumonia", "400 patients", "14 of 15 cells",
+        "<b>out</b> of memory", "Made-up <phantoms> & no one's lungs.", "seeded noise",
+        "Student's t", "bootstrap", "sex=female",
+    ):  # fmt: skip
+        assert must in text, must
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    name = '<script>alert("1")</script>'
+    made_up = MadeUp(name, ("pooled", "fedavg"), seeds=1, sites=2, rounds=2, classes=(name, "=1+1"))
+    write_results(tmp_path, [made_up])
+    tags = Tags(write_report(tmp_path).read_text())
+    assert "script" not in {tag for tag, _ in tags.found}
+    assert name in tags.text
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        f"script-alert-1-script-{kind}.{ending}"
+        for kind in ("curves", "worst-site", "who-has-what")
+        for ending in ("png", "svg")
+    }
+
+
+def test_the_same_results_give_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    made_up = MadeUp("same", ("alone", "pooled", "fedavg"), seeds=2, sites=3, rounds=2)
+    found = []
+    for number in (1, 2):
+        folder = write_results(tmp_path / str(number), [made_up])
+        code = "import sys, pathlib; from simulations.report import write_report as w; "
+        code += "w(pathlib.Path(sys.argv[1]))"
+        environment = {**os.environ, "PYTHONHASHSEED": str(number), "TZ": f"UTC+{number}"}
+        subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file() and "sqlite" not in p.name]
+        found.append({p.relative_to(folder): p.read_bytes() for p in files})
+    assert len(found[0]) > 10
+    assert found[0] == found[1]
+
+
+def test_a_report_without_any_finished_cell_says_so(tmp_path: Path) -> None:
+    made_up = MadeUp("all-failed", ("fedavg",), seeds=1, failed=(("fedavg", 0),))
+    page = write_report(write_results(tmp_path, [made_up])).read_text()
+    assert "No cell of this scenario has finished" in page
+    assert "&lt;b&gt;out&lt;/b&gt; of memory" in page
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_no_results_are_one_clear_line(tmp_path: Path, planned: bool) -> None:
+    if planned:
+        write_results(tmp_path, [])
+    with pytest.raises(CoordinatorError, match="consilium simulate run"):
+        write_report(tmp_path)
+
+
+# The tables
+
+
+def test_a_figure_is_the_mean_over_seeds_with_students_interval(
+    results: Path, database: sqlite3.Connection
+) -> None:
+    rows = {row["Strategy"]: row for row in table(results, "strategies")}
+    assert list(rows) == [
+        "alone: mean", "alone: worst", "pooled", "fedavg", "scaffold", "personal",
+        "personal: own models",
+    ]  # fmt: skip
+    columns = {
+        "AUC": "auc", "Balanced accuracy": "balanced_accuracy", "Accuracy": "accuracy",
+        "Average precision": "average_precision", "Calibration error": "ece",
+    }  # fmt: skip
+    for strategy in ("pooled", "fedavg", "scaffold"):
+        for title, metric in columns.items():
+            found = in_database(database, strategy=strategy, metric=metric)
+            values = [value for value, _, _ in found]
+            assert len(values) == (2 if strategy == "scaffold" else 3)
+            mean, error = statistics.mean(values), stats.sem(values)
+            low, high = stats.t.interval(0.95, len(values) - 1, mean, error)
+            row = rows[strategy]
+            assert float(row[title]) == pytest.approx(mean)
+            assert float(row[f"{title}: low"]) == pytest.approx(max(low, 0))
+            assert float(row[f"{title}: high"]) == pytest.approx(min(high, 1))
+    local = in_database(database, strategy="alone", metric="auc", model="local", site="(worst)")
+    assert float(rows["alone: worst"]["AUC"]) == pytest.approx(
+        statistics.mean(v for v, *_ in local)
+    )
+    assert rows["scaffold"]["Seeds"] == "2 of 3"
+    assert float(rows["fedavg"]["MB moved"]) == pytest.approx(4 * 4 * 0.123)
+    assert float(rows["fedavg"]["Epsilon"]) == pytest.approx(7.997)
+    assert float(rows["fedavg"]["Rounds"]) == 4
+
+
+def test_the_bootstrap_interval_is_shown_beside_that_over_seeds(
+    results: Path, database: sqlite3.Connection
+) -> None:
+    found = in_database(database, strategy="fedavg", metric="auc")
+    low, high = (statistics.mean(row[i] for row in found) for i in (1, 2))
+    page = (results / "report.html").read_text()
+    assert f"({low:.3f}–{high:.3f})".replace("0.", ".") in page
+
+
+def test_the_worst_site_is_found_in_each_seed(results: Path, database: sqlite3.Connection) -> None:
+    rows = {row["Strategy"]: row for row in table(results, "strategies")}
+    query = (
+        "select cell.seed, measurement.site, value from measurement join cell on "
+        "cell.id = measurement.cell where strategy = 'fedavg' and metric = 'auc' and "
+        "\"where\" = 'own' and measurement.site not like '(%' and value is not null"
+    )
+    by_seed: dict[int, dict[str, float]] = {}
+    for seed, site, value in database.execute(query):
+        by_seed.setdefault(seed, {})[site] = value
+    worst = [min(values, key=lambda s: values[s]) for _, values in sorted(by_seed.items())]
+    assert rows["fedavg"]["Worst site is"] == max(worst, key=worst.count)
+    mean = statistics.mean(min(values.values()) for values in by_seed.values())
+    assert float(rows["fedavg"]["Own patients: worst site"]) == pytest.approx(mean)
+
+
+def test_sites_gain_where_a_paired_test_says_so(
+    results: Path, database: sqlite3.Connection
+) -> None:
+    rows = table(results, "sites-skewed")
+    assert [row["Site"] for row in rows] == [f"site-0{i}" for i in range(1, 5)]
+    tested = 0
+    verdicts = gains(read_book(results), "skewed", "fedavg")
+    for row in rows:
+        same = {"metric": "auc", "where": "own", "site": row["Site"]}
+        pairs = [
+            [v for v, *_ in in_database(database, strategy=s, model=m, **same)]
+            for s, m in (("fedavg", "global"), ("alone", "local"))
+        ]
+        if len(pairs[0]) < 2:
+            continue
+        test = stats.ttest_rel(*pairs)
+        assert float(row["With fedavg less alone"]) == pytest.approx(
+            statistics.mean(pairs[0]) - statistics.mean(pairs[1])
+        )
+        clear = "higher" if test.statistic > 0 else "lower"
+        assert row["Site"] in verdicts[clear if test.pvalue < 0.05 else "unclear"]
+        tested += 1
+    assert tested >= 3
+
+
+def test_every_final_figure_is_in_figures_csv(results: Path, database: sqlite3.Connection) -> None:
+    rows = table(results, "figures")
+    query = (
+        'select distinct strategy, metric, "where", model, site, subgroup from measurement '
+        "join cell on cell.id = measurement.cell where round = -1"
+    )
+    names = ("strategy", "metric", "where", "model", "site", "subgroup")
+    assert {tuple(row[n] for n in names) for row in rows} == set(database.execute(query))
+    assert len(table(results, "cells")) == 15
+
+
+def test_text_that_looks_like_a_formula_is_made_harmless() -> None:
+    sheet = Sheet("", ("name", "value"), ((Entry("", "=1+1"), Entry("", -1.5)),))
+    assert to_csv([("@x", sheet)]) == "scenario,name,value\n'@x,'=1+1,-1.5\n"
+
+
+# Comparisons
+
+
+def measured(values: list[float], spread: float = 0.02) -> dict[int, Measurement]:
+    return {
+        seed: Measurement("s", "x", seed, "auc", v, v - spread, v + spread)
+        for seed, v in enumerate(values)
+    }
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.floats(-0.05, 0.1), st.floats(0.03, 0.15)), min_size=3, max_size=10),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_interval_of_the_gap_closed_holds_the_ratios_a_t_test_keeps(
+    pairs: list[tuple[float, float]], seed: int
+) -> None:
+    noise = np.random.default_rng(seed).normal(0, 0.01, (2, len(pairs)))
+    base = [0.8] * len(pairs)
+    gain = [0.8 + a + e for (a, _), e in zip(pairs, noise[0], strict=True)]
+    top = [0.8 + b + e for (_, b), e in zip(pairs, noise[1], strict=True)]
+    gap = gap_closed(measured(gain), measured(base), measured(top))
+    clear = stats.ttest_1samp(np.subtract(top, base), 0)
+    if clear.pvalue > 0.05 or clear.statistic < 0:
+        assert gap.value is None
+        return
+    assert gap.value is not None
+    assert gap.low is not None
+    assert gap.high is not None
+    assert gap.value == pytest.approx(
+        np.mean(np.subtract(gain, base)) / np.mean(np.subtract(top, base))
+    )
+    width = gap.high - gap.low
+    for ratio, kept in (
+        (gap.low + 0.01 * width, True), (gap.high - 0.01 * width, True),
+        (gap.low - 0.01 * width, False), (gap.high + 0.01 * width, False),
+    ):  # fmt: skip
+        rest = np.subtract(gain, base) - ratio * np.subtract(top, base)
+        assert (float(stats.ttest_1samp(rest, 0).pvalue) > 0.05) is kept
+
+
+def test_a_gap_within_noise_is_not_defined() -> None:
+    base, near = measured([0.80, 0.82, 0.84]), measured([0.82, 0.81, 0.85])
+    assert gap_closed(measured([0.9, 0.9, 0.9]), base, near).reason == "the gap is within noise"
+    below = measured([0.70, 0.71, 0.72])
+    assert gap_closed(base, base, below).reason == "pooled data does worse"
+    assert gap_closed(base, base, {}).reason == "not measured"
+
+
+def test_one_seed_is_clear_only_where_bootstrap_intervals_do_not_meet() -> None:
+    base = measured([0.80])
+    found = [difference(measured([v]), base) for v in (0.83, 0.85, 0.75)]
+    assert [d.verdict for d in found if d] == ["unclear", "higher", "lower"]
+    assert gap_closed(base, base, measured([0.83])).value is None
+    assert gap_closed(measured([0.85]), base, measured([0.90])).value == pytest.approx(0.5)
+
+
+def test_differences_are_of_the_seeds_both_have() -> None:
+    first, second = measured([0.9, 0.8, 0.7]), measured([0.5, 0.7])
+    first[1] = replace(first[1], value=None)
+    found = difference(first, second)
+    assert found is not None
+    assert (found.seeds, found.mean) == (1, pytest.approx(0.4))
+    assert difference(first, {}) is None
+
+
+# The words
+
+
+def test_the_summary_names_the_winner_only_where_it_is_clear(tmp_path: Path) -> None:
+    made_up = MadeUp("two", ("alone", "pooled", "fedavg", "scaffold"), seeds=4, sites=3, rounds=2)
+    even = MadeUp("even", ("alone", "pooled", "fedavg", "fedprox"), seeds=4, sites=3, rounds=2)
+    book = read_book(write_results(tmp_path, [made_up, even]))
+    said = " ".join(result(book, "two"))
+    assert "scaffold wins" in said
+    assert "% of fedavg's gap to pooled data (95 % interval" in said
+    assert "There is no clear winner" in " ".join(result(book, "even"))
+    assert "scaffold in 1" in overall(book)[0]
+    assert "no strategy clearly in 1" in overall(book)[0]
+    assert "2 scenarios" in about(book)[0]
+    lead = difference(
+        book.figures[Key("even", "fedprox")], book.figures[Key("even", "fedavg")]
+    )  # fmt: skip
+    assert lead is not None
+    assert lead.verdict == "unclear"
+
+
+def test_every_caveat_is_said_where_it_holds_and_only_there(tmp_path: Path) -> None:
+    clean = MadeUp("clean", ("alone", "pooled", "fedavg"), seeds=5, sites=2, rounds=1)
+    said = " ".join(caveats(read_book(write_results(tmp_path / "1", [clean]))))
+    assert "noise of private cells" not in said
+    assert "There is one seed" not in said
+    assert "gave no figures" not in said
+    assert "chosen by the test set" not in said
+    private = replace(clean, epsilon=3.0, seeds=1)
+    said = " ".join(caveats(read_book(write_results(tmp_path / "2", [private]))))
+    assert "The noise of private cells came from their seeds" in said
+    assert "trained without noise" not in said
+    assert "There is one seed" in said
+    broken = replace(clean, failed=(("fedavg", 1), ("fedavg", 2)))
+    said = " ".join(caveats(read_book(write_results(tmp_path / "3", [broken]))))
+    assert "2 cells of 15 gave no figures (2 failed)" in said
+
+
+def test_a_cell_that_was_never_finished_is_listed(tmp_path: Path) -> None:
+    made_up = MadeUp("killed", ("fedavg",), seeds=2, sites=2, rounds=1)
+    cells = [cell_of(made_up, "fedavg", seed) for seed in range(2)]
+    with Results(tmp_path, create=True) as results:
+        results.plan(cells)
+        results.store(outcome(made_up, cells[0]))
+        results.note(replace(cells[1], state="running"))
+    text = Tags(write_report(tmp_path).read_text()).text
+    assert "1 cell of 2 gave no figures (0 failed)" in text
+    assert "it was not finished" in text
