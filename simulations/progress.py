@@ -56,8 +56,9 @@ class ProgressBar:
         """Begin with these jobs left to do, after so many that were finished before."""
         self._weights = {job.cell.id: job.rounds for job in jobs}
         self._progress.update(self._task, total=sum(self._weights.values()))
+        cells = "1 cell" if len(jobs) == 1 else f"{len(jobs)} cells"
         before = f", {done} finished before" if done else ""
-        self._console.print(f"{len(jobs)} cells to compute (scenario x strategy x seed){before}.")
+        self._console.print(f"{cells} to compute (scenario x strategy x seed){before}.")
 
     def started(self, job: Job) -> None:
         """Begin a job."""

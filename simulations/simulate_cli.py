@@ -32,7 +32,7 @@ Seeds = Annotated[
     list[int] | None, typer.Option("--seed", min=0, help="repeat it; default: the scenario's")
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="file or folder instead of the scenario's; for phantoms .npz")
+    str | None, typer.Option(help="file or folder instead of the scenario's, such as a .npz")
 ]
 Out = Annotated[Path | None, typer.Option(help="results; default: consilium-simulations/NAME here")]
 Address = Annotated[str, typer.Option(help="of a Ray cluster; default: this machine alone")]
@@ -146,15 +146,14 @@ def _changes(
     return {key: value for key, value in changes.items() if value}
 
 
-def _data_from(file: Path, scenario: Scenario) -> dict[str, Any]:
-    """Return the change that makes a scenario use other data of the same kind.
+def _data_from(path: str, scenario: Scenario) -> dict[str, Any]:
+    """Return the change that makes a scenario use other data; settings for the same kind stay."""
+    from simulations.datasets import data_at
 
-    Phantoms come from no file; in their place MedMNIST files are taken.
-    """
-    path = str(file.resolve())
-    if scenario.data.source != "phantoms":
-        return {"data.path": path}
-    return {"data": {"source": "npz", "path": path}}
+    section = {"source": "table", "path": path} if path.endswith(".csv") else data_at(path)
+    if section["source"] != scenario.data.source:
+        return {"data": section}
+    return {f"data.{key}": value for key, value in section.items()}
 
 
 def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) -> int:
@@ -170,7 +169,8 @@ def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) 
         with ProgressBar(console) as bar:
             failed = run_jobs(jobs, place, partial(simulate, resources=resources), device, bar)
     except KeyboardInterrupt:
-        console.print(f"Stopped. The same command goes on with what is in {place}.")
+        said = f"Stopped. The same command goes on with what is in {place}."
+        console.print(said, soft_wrap=True)
         return 130
     _conclude(place, jobs, console)
     for cell in failed:

@@ -1,0 +1,177 @@
+"""The simulate commands, as typed."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from rich.console import Console
+from simulation_kit import MadeUp, write_results
+from typer.testing import CliRunner
+
+from shared.errors import ConsiliumError
+from simulations.results import Results
+from simulations.scenario import Scenario, list_scenarios
+from simulations.simulate_cli import _data_from, app
+from simulations.strategies import BUILT_IN
+from simulations.summary import tables
+
+TINY = """
+name = "tiny"
+compare = ["pooled"]
+[data]
+source = "phantoms"
+patients = 60
+test_patients = 30
+size = 28
+[sites]
+number = 2
+[study]
+training = {local_steps = 1}
+model = {name = "cnn", widths = [4, 4], hidden = 0}
+privacy = {enabled = false}
+federation = {rounds = 50}
+"""
+
+SWEEP = """
+name = "sizes"
+compare = ["pooled"]
+scenarios = [{scenario = "tiny.toml"}]
+[grid.patients]
+few = {"data.patients" = 40}
+some = {"data.patients" = 60}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "sizes.toml").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"}, color=False)
+
+
+def refused(*arguments: object) -> str:
+    error = call(*arguments).exception
+    assert isinstance(error, ConsiliumError), error
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def test_a_scenario_ends_in_a_table_and_a_report_and_is_not_computed_twice(here: Path) -> None:
+    result = call("run", "tiny.toml", "--rounds", 2, "--seed", 3, "--seed", 4)
+    assert result.exit_code == 0, result.output
+    folder = here / "consilium-simulations" / "tiny"
+    assert "2 cells to compute" in result.output
+    assert re.search(r"pooled +\.\d{3} \[\.\d{3}, 1?\.\d{3}\] .* none +2 +0 +2 ", result.output)
+    assert f"Results: {folder / 'results.sqlite'}" in result.output
+    assert f"Report:  {folder / 'report.html'}" in result.output
+    assert (folder / "report.html").stat().st_size > 10_000
+    with Results(folder) as results:
+        found = results.cells()
+    assert [(c.strategy, c.seed, c.rounds) for c in found] == [("pooled", 3, 2), ("pooled", 4, 2)]
+
+    again = call("run", "tiny.toml", "--rounds", 2, "--seed", 3, "--seed", 4)
+    assert "0 cells to compute (scenario x strategy x seed), 2 finished before." in again.output
+    (folder / "report.html").unlink()
+    assert call("report", folder).output.strip() == f"Report: {folder / 'report.html'}"
+
+
+def test_a_sweep_has_a_table_for_each_scenario(here: Path) -> None:
+    result = call("sweep", "sizes.toml", "--rounds", 1, "--out", here / "out")
+    assert result.exit_code == 0, result.output
+    assert "sizes-tiny-few: AUC" in result.output
+    assert "sizes-tiny-some: AUC" in result.output
+    with Results(here / "out") as results:
+        assert [c.labels["patients"] for c in results.cells()] == ["few", "some"]
+
+
+def test_a_cell_that_fails_is_named_and_makes_the_exit_code_1(here: Path) -> None:
+    text = TINY.replace('["pooled"]', '["alone", "pooled"]')
+    (here / "tiny.toml").write_text(text + "data = {min_patients = 30}\n")
+    result = call("run", "tiny.toml", "--rounds", 1)
+    assert result.exit_code == 1
+    assert "Failed: tiny, alone, seed 0: no site could train by itself" in result.output
+    assert "pooled" in result.output.split("AUC")[1]
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here: Path) -> None:
+    command = [sys.executable, "-m", "simulations.cli", "simulate", "run", "tiny.toml"]
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **paths}, cwd=here
+    ) as process:
+        assert process.stdout is not None
+        assert "1 cell to compute" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    folder = here / "consilium-simulations" / "tiny"
+    assert said.splitlines()[-1] == f"Stopped. The same command goes on with what is in {folder}."
+    assert process.returncode == 130
+
+
+def test_everything_that_comes_along_is_listed_one_line_each() -> None:
+    lines = call("list").output.splitlines()
+    names = {line.split()[1] for line in lines}
+    assert names == {name for name, _, _ in list_scenarios()} | set(BUILT_IN)
+    assert len(lines) == len(list_scenarios()) + len(BUILT_IN)
+    assert {line.split()[0] for line in lines} == {"scenario", "sweep", "strategy"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere"], "there is no scenario 'nowhere'"),
+        (["run", "tiny.toml", "--strategy", "magic"], "no strategy is named 'magic'"),
+        (["run", "tiny.toml", "--data", "none.npz"], "there is no data 'none.npz'"),
+        (["run", "tiny.toml", "--data", "tiny.toml"], "there is no data"),
+        (["run", "sizes.toml"], "this is a sweep"),
+        (["sweep", "tiny.toml"], "this is one scenario"),
+        (["report", "."], "there are no results here"),
+        (["run", "tiny.toml", "--out", "tiny.toml"], "the results folder cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    here: Path, arguments: list[str], message: str
+) -> None:
+    assert message in refused(*arguments)
+    assert not (here / "consilium-simulations").exists()
+
+
+def test_other_data_keep_the_settings_of_the_same_kind() -> None:
+    def scenario(**data: object) -> Scenario:
+        return Scenario.model_validate({"name": "x", "data": data})
+
+    npz = scenario(source="npz", path="a.npz", patients=9)
+    assert _data_from("b.npz", npz) == {"data.source": "npz", "data.path": "b.npz"}
+    phantoms = scenario(source="phantoms", patients=9)
+    assert _data_from("b.npz", phantoms) == {"data": {"source": "npz", "path": "b.npz"}}
+
+
+def test_tables_say_that_noise_is_seeded_and_over_how_many_sites_a_figure_is(
+    tmp_path: Path,
+) -> None:
+    classes = ("a", "b", "c", "d", "e", "f", "g", "h")
+    private = MadeUp("private", seeds=2, epsilon=8.0, classes=classes)
+    write_results(tmp_path, [private, MadeUp("open", seeds=1)])
+    console = Console(width=120, record=True, file=io.StringIO())
+    with Results(tmp_path) as results:
+        for table in tables(results, ["private", "open"]):
+            console.print(table)
+    first, second = console.export_text().split("open: AUC")
+    assert "Noise of private runs is seeded" in " ".join(first.split())
+    assert "Noise" not in second
+    assert "over seeds (Student)" in " ".join(first.split())
+    assert "over test patients (bootstrap)" in " ".join(second.split())
+    assert re.search(r"\(\d/8\)", first)
