@@ -4,8 +4,9 @@ A node's memory does not survive a restart, so all of it is on disk. Each round 
 its own, made from the one before and from the update that was kept for the server. A round that
 is computed again begins from the same file as at first, and one that is only sent again writes
 the same file again: however often a round is interrupted, the state is that of the update that
-left. If the server then has no use for this update (it came too late), its control variate lacks
-what that round changed in the site's.
+left. The server says which round of the site was the last to count (`Request.counted`); one whose
+update came too late leaves no trace, here as there, or the site's control variate and the server's
+would no longer belong together.
 
 All of it follows from noised updates, so keeping and using it costs no privacy.
 """
@@ -86,17 +87,18 @@ class LocalStates:
         self._folder, self._vault = folder, vault
 
     def before(self, request: Request) -> LocalState:
-        """Return the state a request's round begins with: that after the last round before it.
+        """Return the state a request's round begins with: after the last one that counted.
 
         A file that was damaged counts as lost.
         """
+        last = min(request.counted, request.round - 1)
         for number, path in reversed(self._files(request)):
-            if number < request.round and (state := self._read(path)):
+            if number <= last and (state := self._read(path)):
                 return state
         return LocalState()
 
     def keep(self, request: Request, state: LocalState) -> None:
-        """Keep the state after a request's round, durably, and forget those no repeat can need.
+        """Keep the state after a request's round, durably, and forget those before what counted.
 
         Raises:
             SiteError: It cannot be written.
@@ -105,9 +107,9 @@ class LocalStates:
         arrays = {f"control/{name}": array for name, array in state.control.items()}
         arrays |= {f"norm/{name}": array for name, array in state.norms.items()}
         self._vault.write(path, save(arrays), f"local/{path.name}")
-        earlier = [old for number, old in self._files(request) if number < request.round]
-        for old in earlier[:-1]:
-            old.unlink()
+        for number, old in self._files(request):
+            if number < request.counted:
+                old.unlink()
         sync_folder(self._folder)
 
     def _files(self, request: Request) -> list[tuple[int, Path]]:

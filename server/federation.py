@@ -242,6 +242,7 @@ class _Run:
         began = self._clock.monotonic()
         weights = state.average if plan.average else state.weights
         question = self._question("evaluate", state.round + 1, weights, self._rules.evaluation)
+        question.counted = {site: record.last_round for site, record in state.sites.items()}
         self._exchange.ask(question)
         self._heads.confirm(self._exchange.seen_heads)
         line = self._line(question, began) | {"closing": True}

@@ -79,6 +79,7 @@ class Ward:
             "study_digest": plan.digest,
             "study": plan.canonical(),
             "round": round_number,
+            "counted": max(0, round_number - 1),
         }
         return Request.model_validate(values | fields)
 

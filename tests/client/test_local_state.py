@@ -109,6 +109,24 @@ def test_only_what_a_repeat_could_need_is_kept(ward: Ward) -> None:
     assert rounds == ["00002", "00003"]
 
 
+def test_a_round_that_did_not_count_leaves_no_trace(ward: Ward) -> None:
+    study = ward.study(training={"control": True, "local_norms": True})
+    ward.approve(study)
+    twin = ward.copy("twin")
+    twin.make_stream = ward.make_stream
+    sent = with_control(study, 0.1)
+    for site in (ward, twin):
+        site.ask(study, 1, weights=sent)
+    ward.ask(study, 2, weights=with_control(study, 0.7))  # its answer comes too late
+    _, one = ward.answer(study, 3, weights=sent, counted=1)
+    _, other = twin.answer(study, 3, weights=sent, counted=1)
+    assert same(one, other)
+    states = [state_before(site, study, 4) for site in (ward, twin)]
+    assert same(states[0].control, states[1].control)
+    assert same(states[0].norms, states[1].norms)
+    assert not same(states[0].control, state_before(ward, study, 3).control)
+
+
 def test_killed_before_the_state_is_written_the_update_sent_again_writes_it(ward: Ward) -> None:
     study = ward.study(training={"control": True, "local_norms": True})
     ward.approve(study)

@@ -103,6 +103,8 @@ def test_an_update_that_came_too_late_leaves_no_trace(world) -> None:
     assert [world.states(n)["Brook"] for n in (1, 2, 4, 5)] == ["update", "late", "late", "update"]
     counted = [r.counted for r in world.sites[2].requests[:6]]
     assert counted == [0, 1, 1, 3, 3, 5]
+    assert world.sites[2].requests[-1].task == "evaluate"
+    assert world.sites[2].requests[-1].counted == 60
     np.testing.assert_allclose(released, best, atol=2e-4)
 
 
