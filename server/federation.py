@@ -186,7 +186,7 @@ class _Run:
         combined = self._rules.aggregator(self._study, state.weights)
         question = self._question("train", number, state.weights, self._rules.update, combined)
         question.weights = state.weights | travelling_control(state)
-        question.counted = {site: record.last_round for site, record in state.sites.items()}
+        question.counted = state.counted
         question.open_until = open_until
         self._try(question)
         sites = site_records(state.sites, question.answers)
@@ -242,7 +242,7 @@ class _Run:
         began = self._clock.monotonic()
         weights = state.average if plan.average else state.weights
         question = self._question("evaluate", state.round + 1, weights, self._rules.evaluation)
-        question.counted = {site: record.last_round for site, record in state.sites.items()}
+        question.counted = state.counted
         self._exchange.ask(question)
         self._heads.confirm(self._exchange.seen_heads)
         line = self._line(question, began) | {"closing": True}

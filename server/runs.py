@@ -58,6 +58,11 @@ class Checkpoint:
     sites: dict[str, SiteRecord] = field(default_factory=dict)
     heads: dict[str, LedgerHead] = field(default_factory=dict)
 
+    @property
+    def counted(self) -> dict[str, int]:
+        """The newest round each site's update is part of, by name."""
+        return {site: record.last_round for site, record in self.sites.items()}
+
 
 class RunFolder:
     """One run's files; made by `open_run`.
