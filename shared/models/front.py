@@ -64,7 +64,7 @@ def _strength(x: torch.Tensor, octave: int) -> torch.Tensor:
     planes = functional.pad(x.flatten(0, 1)[:, None], pad, mode="reflect")
     real, imaginary = functional.conv2d(planes, wavelets).chunk(2, dim=1)
     modulus = (real.square() + imaginary.square() + 1e-8).sqrt()
-    return modulus.reshape(len(x), -1, *x.shape[2:])
+    return modulus.reshape(len(x), x.shape[1] * _DIRECTIONS, *x.shape[2:])
 
 
 def _morlet(octave: int, like: torch.Tensor) -> torch.Tensor:
