@@ -236,3 +236,22 @@ def test_exact_auc_equals_scikit_learn_ties_included(
             roc_auc(scores, positive)
     else:
         assert roc_auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+def test_of_findings_only_what_is_known_is_counted_each_by_its_own_score() -> None:
+    findings = Study(
+        name="findings",
+        task={"classes": ("edema", "nodule"), "findings": True},
+        privacy={"score_bins": 4},
+    )
+    labels = np.array([[1, 0], [0, -1], [-1, 1], [1, 1], [-1, -1]])
+    scores = np.array([[0.9, 0.1], [0.3, 0.9], [0.9, 0.6], [0.6, 0.9], [0.1, 0.1]])
+    counts = score_histogram(scores, labels, findings)
+    expected = np.zeros((2, 2, 4), dtype=int)
+    for patient, row in enumerate(labels):
+        for finding, known in enumerate(row):
+            if known >= 0:
+                expected[finding, known, int(scores[patient, finding] * 4)] += 1
+    assert np.array_equal(counts, expected)
+    assert counts.sum() == 6
+    assert scored_classes(findings) == (0, 1)

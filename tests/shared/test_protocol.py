@@ -12,6 +12,7 @@ from shared.errors import ProtocolError
 from shared.protocol import Refusal, Reply, Request, ScoreHistogram, parse
 
 DIGEST = "ab" * 32
+HISTOGRAM = {"targets": 1, "bins": 4, "noise": 0, "counts": [0] * 8}
 REPLY = {"study_digest": DIGEST, "run": "r1", "round": 1, "outcome": "update", "patients": 30}
 
 
@@ -26,6 +27,19 @@ def test_reply_round_trips() -> None:
     assert parse(Reply, reply.model_dump_json(), "here") == reply
 
 
+def test_the_closing_evaluation_may_carry_more() -> None:
+    more = {"outcome": "evaluated", "personal": HISTOGRAM, "subgroups": {"sex:F": HISTOGRAM}}
+    reply = parse(Reply, json.dumps({**REPLY, **more}), "here")
+    assert reply.personal == reply.subgroups["sex:F"] == ScoreHistogram(**HISTOGRAM)
+
+
+@pytest.mark.parametrize(("task", "round_"), [("describe", 1), ("train", 0), ("evaluate", 0)])
+def test_round_0_is_for_describing_and_only_it(task: str, round_: int) -> None:
+    values = {"run": "r1", "study_digest": DIGEST, "study": "{}"}
+    with pytest.raises(ProtocolError):
+        parse(Request, json.dumps({**values, "task": task, "round": round_}), "here")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -37,6 +51,12 @@ def test_reply_round_trips() -> None:
         {"study_digest": "x"},
         {"refusal": {"version": 1, "code": "because"}},
         {"run": "../../etc"},
+        {"personal": HISTOGRAM},
+        {"subgroups": {"sex:F": HISTOGRAM}},
+        {"statistics": {"classes": [1, 2], "noise": 3}},
+        {"outcome": "described", "patients": 0},
+        {"outcome": "evaluated", "subgroups": {"x" * 33: HISTOGRAM}},
+        {"outcome": "evaluated", "subgroups": {f"age:{n}": HISTOGRAM for n in range(33)}},
     ],
 )
 def test_anything_else_is_refused(change: dict[str, object]) -> None:
