@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from client import privacy_cli
+from client.privacy_cli import By, Home
 from client.site import Site, load_site
 from shared.errors import SiteError
 from shared.study import Study
@@ -16,7 +17,6 @@ from shared.study import Study
 app = typer.Typer(help="Run a hospital's node.", no_args_is_help=True)
 app.add_typer(privacy_cli.app)
 
-Home = Annotated[Path, typer.Option("--home", help="the node's home folder")]
 Digest = Annotated[str, typer.Argument(help="the study's digest, or its first digits")]
 
 
@@ -25,15 +25,16 @@ def init(
     home: Home,
     name: Annotated[str, typer.Option(help="the hospital's name as others see it")],
     invitation: Annotated[Path, typer.Option(help="the coordinator's invitation.json")],
-    images: Annotated[Path, typer.Option(help="folder of DICOM files")],
-    labels: Annotated[Path, typer.Option(help="labels table (CSV)")],
+    images: Annotated[Path | None, typer.Option(help="folder of DICOM files")] = None,
+    labels: Annotated[Path | None, typer.Option(help="labels table of the images (CSV)")] = None,
+    table: Annotated[Path | None, typer.Option(help="table of patients (CSV)")] = None,
 ) -> None:
     """Make the node's home: its keys, and a site.toml to read and adapt."""
     from client.setup import create_site
     from shared.invitation import load_invitation
 
     letter = load_invitation(invitation)
-    create_site(home, name, letter, images, labels)
+    create_site(home, name, letter, images, labels, table=table)
     typer.echo(f"Fingerprint of the invitation: {letter.fingerprint}")
     typer.echo("Compare it with the coordinator by telephone before you go on.")
     typer.echo(f"Send {home / 'node.pub'} to the coordinator; node.key never leaves this machine.")
@@ -96,11 +97,7 @@ def show(home: Home, digest: Digest) -> None:
 
 
 @app.command()
-def approve(
-    home: Home,
-    digest: Digest,
-    by: Annotated[str, typer.Option(help="who decides, for the audit log")],
-) -> None:
+def approve(home: Home, digest: Digest, by: By) -> None:
     """Approve an offered study: from now on the node takes part."""
     from client.approvals import Approvals
 
@@ -114,11 +111,7 @@ def approve(
 
 
 @app.command()
-def revoke(
-    home: Home,
-    digest: Digest,
-    by: Annotated[str, typer.Option(help="who decides, for the audit log")],
-) -> None:
+def revoke(home: Home, digest: Digest, by: By) -> None:
     """Take an approval back: the node refuses the study from its next message on."""
     from client.approvals import Approvals
 

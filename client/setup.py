@@ -18,9 +18,10 @@ def create_site(
     home: Path,
     name: str,
     invitation: Invitation,
-    images: Path,
-    labels: Path,
+    images: Path | None = None,
+    labels: Path | None = None,
     *,
+    table: Path | None = None,
     columns: dict[str, str] | None = None,
     values: dict[str, str] | None = None,
     without_patient_id: str = "refuse",
@@ -33,8 +34,9 @@ def create_site(
         home: New or empty folder; becomes mode 0700.
         name: The hospital's name as others see it.
         invitation: From the coordinator.
-        images: Folder of DICOM files.
-        labels: The labels table (CSV).
+        images: Folder of DICOM files, for studies of images.
+        labels: The labels table (CSV), which belongs to them.
+        table: The table of patients (CSV), for studies of a table.
         columns: Names of the table's columns, where they differ from file, patient, label.
         values: The table's label values and the study's classes they mean.
         without_patient_id: `refuse` or `image-is-patient`.
@@ -45,8 +47,15 @@ def create_site(
         The configured site.
 
     Raises:
-        SiteError: The folder holds a site already, cannot be written, or a value is wrong.
+        SiteError: The folder holds a site already, cannot be written, or a value is wrong; or
+            neither images and labels nor a table are given.
     """
+    if (images is None) != (labels is None) or (images is None and table is None):
+        raise SiteError(
+            "a site needs data: a folder of images with a labels table, or a table of patients",
+            str(home),
+            "Give --images and --labels, or --table, or all three",
+        )
     if (home / "site.toml").exists():
         raise SiteError("there is a site in this folder already", str(home), "Use another --home")
     try:
@@ -59,8 +68,7 @@ def create_site(
         text = _site_toml(
             name,
             invitation.server,
-            images.resolve(),
-            labels.resolve(),
+            {"images": images, "labels": labels, "table": table},
             columns or {},
             values or {},
             without_patient_id,
@@ -76,8 +84,7 @@ def create_site(
 def _site_toml(
     name: str,
     server: str,
-    images: Path,
-    labels: Path,
+    sources: Mapping[str, Path | None],
     columns: dict[str, str],
     values: dict[str, str],
     without_patient_id: str,
@@ -93,11 +100,10 @@ ca = "ca.pem"               # the coordinator's certificate authority
 signing_key = "server.pub"  # the key the coordinator confirms the privacy ledger with
 
 [data]
-images = {_toml(str(images))}
-labels = {_toml(str(labels))}
+{_lines({name: str(path.resolve()) for name, path in sources.items() if path})}
 without_patient_id = {_toml(without_patient_id)}  # or "image-is-patient"
 
-[data.columns]              # names of the columns in the labels table
+[data.columns]              # names of the columns in the table
 {_lines({"file": "file", "patient": "patient", "label": "label", **columns})}
 
 [data.values]               # label value in the table = class in the study

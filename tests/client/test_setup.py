@@ -49,6 +49,19 @@ def test_the_file_shows_every_default_and_each_line_is_valid(tmp_path: Path) -> 
     assert {k: v for k, v in values["policy"].items() if k in defaults} == defaults
 
 
+def test_a_hospital_may_have_a_table_instead_of_images_or_both(tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    alone = create_site(tmp_path / "a", "North", LETTER, table=table).config.data
+    assert (alone.table, alone.images, alone.labels) == (table, None, None)
+    both = make(tmp_path / "b", table=table).config.data
+    assert both.table == table
+    assert both.images == tmp_path / "b" / "images"
+    for given in ({}, {"images": table}, {"labels": table, "table": table}):
+        with pytest.raises(SiteError, match="--images and --labels, or --table"):
+            create_site(tmp_path / "c", "North", LETTER, **given)
+    assert not (tmp_path / "c").exists()
+
+
 def test_home_and_keys_are_for_their_owner_only(tmp_path: Path) -> None:
     site = make(tmp_path / "h")
     assert stat.S_IMODE(site.home.stat().st_mode) == 0o700

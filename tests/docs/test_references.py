@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 import typing
@@ -18,7 +19,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from client.data.labels import parse_labels
-from client.site import Columns, SiteConfig
+from client.data.table import parse_table
+from client.site import Columns, DataSource, SiteConfig
 from shared.protocol import RefusalCode, Reply, ScoreHistogram, Spending
 from shared.study import Study
 from simulations.cli import app
@@ -129,7 +131,7 @@ SIMULATED = {name for name, _ in commands(typer.main.get_command(app)) if name[:
 def test_the_labels_example_can_be_read_with_the_settings_beside_it() -> None:
     text = page("hospital.md")
     (table,) = re.findall(r"^    Datei;.*\n(?:    .*\n)+", text, re.MULTILINE)
-    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    toml, _ = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     data = tomllib.loads(toml)["data"]
     content = "".join(line.strip() + "\n" for line in table.splitlines()).encode()
     found = parse_labels(content, Columns.model_validate(data["columns"]), "docs")
@@ -138,6 +140,33 @@ def test_the_labels_example_can_be_read_with_the_settings_beside_it() -> None:
         ("4711", "normal"),
         ("4712", "opacity"),
     ]
+
+
+def test_the_table_of_patients_can_be_read_with_the_settings_beside_it() -> None:
+    text = page("hospital.md")
+    (table,) = re.findall(r"^    PatNr;.*\n(?:    .*\n)+", text, re.MULTILINE)
+    _, toml = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    source = DataSource.model_validate(tomllib.loads(toml)["data"])
+    study = Study.model_validate(
+        {
+            "name": "docs",
+            "task": {"classes": ["healthy", "disease"]},
+            "model": {"name": "table"},
+            "table": {
+                "columns": [
+                    {"name": "age", "low": 21, "high": 101},
+                    {"name": "sex", "categories": ["female", "male"]},
+                    {"name": "chol", "low": 101.084, "high": 301.084},
+                ]
+            },
+        }
+    )
+    content = "".join(line.strip() + "\n" for line in table.splitlines()).encode()
+    first, second = parse_table(content, source, study, "docs").rows
+    assert (first.patient, first.target, first.reason) == ("4711", (1,), None)
+    assert first.values == pytest.approx((0, 0, 0))
+    assert (second.target, second.values[1]) == ((0,), 1)
+    assert [math.isnan(value) for value in second.values] == [True, False, True]
 
 
 def test_all_that_may_leave_is_listed() -> None:
