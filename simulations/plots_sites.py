@@ -80,13 +80,18 @@ def who_has_what(
     return picture(name, "Who has what", caption, alt, _size(len(rows)), draw)
 
 
-def what_is_missing(name: str, rows: Sequence[Missing]) -> Picture:
-    """Return the map of sites by what they lack; at least one row."""
-    sites = list(dict.fromkeys(row.site for row in rows))
-    kinds = list(dict.fromkeys(f"{row.what} {row.name}".strip() for row in rows))
+def what_is_missing(name: str, rows: Sequence[Missing], sites: Sequence[str]) -> Picture:
+    """Return the map of sites by what they lack.
+
+    Args:
+        name: Of the files.
+        rows: What is missing; at least one row.
+        sites: Names of all sites, in order; also those that lack nothing.
+    """
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))
     lost, all_of_them = np.zeros((len(sites), len(kinds))), np.zeros((len(sites), len(kinds)))
     for row in rows:
-        place = sites.index(row.site), kinds.index(f"{row.what} {row.name}".strip())
+        place = sites.index(row.site), kinds.index(_kind(row))
         lost[place] += row.count
         all_of_them[place] = max(all_of_them[place], row.of)
     share = np.where(all_of_them > 0, lost / np.maximum(all_of_them, 1), np.nan)
@@ -97,12 +102,15 @@ def what_is_missing(name: str, rows: Sequence[Missing]) -> Picture:
         axes.set_xlabel("what is missing or wrong")
         _bar(figure, axes, "part missing or wrong")
 
-    site, kind = np.unravel_index(np.nanargmax(share), share.shape)
+    site, kind = divmod(int(np.nanargmax(share)), len(kinds))
     alt = (
         f"What is missing at {len(sites)} sites: {', '.join(kinds)}. Most: {kinds[kind]} at "
         f"{sites[site]}, {lost[site, kind]:,.0f} of {all_of_them[site, kind]:,.0f}."
     )
-    caption = "Which part of each site's data was taken away or made wrong; empty: not touched."
+    caption = (
+        "Which part of each site's data is missing or wrong, in the data as found or by the "
+        "scenario; empty: nothing."
+    )
     return picture(name, "What is missing where", caption, alt, _size(len(sites)), draw)
 
 
@@ -149,6 +157,10 @@ def who_took_part(name: str, parts: Sequence[Part], rounds: int) -> Picture:
     )
     caption = "Whose update counted in which round."
     return picture(name, "Who took part", caption, alt, _size(len(sites), 0.5), draw)
+
+
+def _kind(row: Missing) -> str:
+    return f"{row.what}: {row.name}" if row.name else row.what
 
 
 def _size(rows: int, more: float = 0.0) -> tuple[float, float]:

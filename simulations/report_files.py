@@ -91,11 +91,10 @@ def _federation(book: Book, scenario: str, file: str) -> tuple[list[Picture], li
     if rows := book.sites[cell.id]:
         pictures.append(who_has_what(f"{file}-who-has-what", rows, cell.classes, cell.findings))
     if missing := [row for row in book.missing[cell.id] if row.of]:
-        pictures.append(what_is_missing(f"{file}-missing", missing))
+        sites = book.site_names(scenario)
+        pictures.append(what_is_missing(f"{file}-missing", missing, sites))
     else:
-        remarks.append(
-            "Nothing was taken away: labels, images and values are as the data has them."
-        )
+        remarks.append("Nothing is missing: every site has its labels, images and values.")
     parts = [part for part in book.parts[cell.id] if 1 <= part.round <= cell.rounds]
     if any(part.state != "update" for part in parts):
         pictures.append(who_took_part(f"{file}-took-part", parts, cell.rounds))

@@ -44,7 +44,8 @@ _CAPTION = (
     "Training patients: mean over seeds, below the least and the most. Then the AUC on the site's "
     "own held-out patients, of the model the site would use, with intervals as above. Gains and "
     "loses: the 95 % interval of the paired difference over seeds leaves out zero (with one seed: "
-    "the bootstrap intervals do not meet). Of many sites about one in twenty is marked by chance."
+    "the bootstrap intervals do not meet), and 20 patients were scored. Of many sites about one in "
+    "twenty is marked by chance."
 )
 
 

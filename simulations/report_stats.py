@@ -12,6 +12,12 @@ from simulations.records import Measurement
 
 Verdict = Literal["higher", "lower", "unclear"]
 
+FEWEST = 20
+"""With fewer scored patients, in all seeds together, nothing is clear.
+
+The scores of a handful of patients take few values: intervals may have no width at all.
+"""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -22,7 +28,8 @@ class Difference:
         low: Lower end of its 95 % interval over seeds (paired t); None with one seed.
         high: Its upper end.
         verdict: "higher" or "lower" where the interval leaves out zero; with one seed where
-            the two bootstrap intervals do not meet; else "unclear".
+            the two bootstrap intervals do not meet; else, or with fewer than `FEWEST` scored
+            patients in all, "unclear".
         seeds: Seeds compared.
     """
 
@@ -59,12 +66,13 @@ def difference(
     if not pairs:
         return None
     gaps = [a - b for _, a, b in pairs]
+    enough = sum(first[seed].patients for seed, _, _ in pairs) >= FEWEST
     if len(gaps) > 1:
         mean, low, high = seed_interval(gaps)
-        return Difference(mean, low, high, _side(low, high), len(gaps))
+        return Difference(mean, low, high, _side(low, high) if enough else "unclear", len(gaps))
     a, b = first[pairs[0][0]], second[pairs[0][0]]
     verdict: Verdict = "unclear"
-    if None not in (a.low, a.high, b.low, b.high):
+    if enough and None not in (a.low, a.high, b.low, b.high):
         verdict = _side((a.low or 0) - (b.high or 0), (a.high or 0) - (b.low or 0))
     return Difference(gaps[0], None, None, verdict, 1)
 

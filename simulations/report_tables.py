@@ -78,7 +78,10 @@ def subgroups_table(book: Book, scenario: str) -> Sheet | None:
             if any(entry is not UNKNOWN for entry in found[1:]):
                 rows.append((words(title), *found))
     caption = "AUC in subgroups of the common test set. The fewer patients, the wider the interval."
-    return Sheet(caption, ("Strategy", "All", *groups), tuple(rows))
+    titles = [
+        f"{group.replace(':', ': ')} (n = {_patients(book, scenario, group)})" for group in groups
+    ]
+    return Sheet(caption, ("Strategy", "All", *titles), tuple(rows))
 
 
 def overview_table(book: Book) -> Sheet:
@@ -130,6 +133,12 @@ def closed(book: Book, scenario: str, strategy: str) -> GapClosed:
     wanted = [Key(scenario, name) for name in (strategy, BASELINE, POOLED)]
     first, second, third = (book.figures.get(key, {}) for key in wanted)
     return gap_closed(first, second, third)
+
+
+def _patients(book: Book, scenario: str, subgroup: str) -> int:
+    """Return how many patients of the test set are in a subgroup, mean over seeds."""
+    keys = [Key(scenario, name, subgroup=subgroup) for name in book.strategies(scenario)]
+    return next((found.patients for key in keys if (found := book.figure(key))), 0)
 
 
 def which_is_worst(book: Book, own: Key) -> Entry:

@@ -118,10 +118,11 @@ def _federation(book: Book, scenario: str) -> str:
         if rows
         else "no site known"
     )
-    return (
+    said = (
         f"Data: {cell.dataset}, {kind} {_listed(cell.classes, 8)}; {sites}; a common test set of "
-        f"{cell.test_patients:,} patients that no site has. {' '.join(cell.notes)}".rstrip()
+        f"{cell.test_patients:,} patients that no site has."
     )
+    return " ".join([said, *map(_sentence, cell.notes)])
 
 
 def _levels(book: Book, scenario: str) -> str:
@@ -190,10 +191,12 @@ def _gains(book: Book, scenario: str, strategy: str) -> list[str]:
     if not of:
         return []
     lost = f" ({_listed(found['lower'], 5)})" if found["lower"] else ""
+    rest = len(book.site_names(scenario)) - of
+    unknown = f" Of {_some(rest, 'site')} the AUC is undefined." if rest else ""
     return [
         f"Against staying alone, with {strategy} {len(found['higher'])} of {_some(of, 'site')} "
         f"clearly gain on their own patients and {len(found['lower'])} clearly lose{lost}; "
-        f"{len(found['below'])} end below their own local model, chance included."
+        f"{len(found['below'])} end below their own local model, chance included.{unknown}"
     ]
 
 
@@ -318,6 +321,10 @@ def _shown(book: Book, scenario: str, strategy: str) -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.3f}"
     return f"{figure.value:.3f} (95 % interval {figure.low:.3f} to {figure.high:.3f})"
+
+
+def _sentence(clause: str) -> str:
+    return f"{clause[:1].upper()}{clause[1:].rstrip('.')}." if clause else ""
 
 
 def _percents(low: float, high: float) -> str:

@@ -188,7 +188,7 @@ def measurements(
             reached = 0.5 + (skill - 0.5) * (1 - np.exp(-4 * number / made_up.rounds))
             note(float(reached), replace(first, round=number), 0.008)
         note(skill, first, 0.004)
-        for group, less in (("sex=female", 0.0), ("sex=male", 0.03)):
+        for group, less in (("sex:F", 0.0), ("sex:M", 0.03)):
             if made_up.subgroups:
                 note(skill - less, replace(first, subgroup=group, patients=200), 0.01)
     else:
@@ -233,8 +233,8 @@ def _missing(made_up: MadeUp, cell: Cell, names: Sequence[str]) -> list[Missing]
         return []
     chance = np.random.default_rng(200 + cell.seed)
     return [
-        Missing(cell.id, name, what, which, "at random", int(chance.integers(0, 100)), 120)
+        Missing(cell.id, name, what, which, "missing-values", int(chance.integers(0, 100)), 120)
         for i, name in enumerate(names)
-        for what, which in (("labels", ""), ("images", ""), ("values", "age"))
-        if i % 2 or what != "labels"
+        for what, which in (("label", ""), ("image", ""), ("value", "age"))
+        if i % 2 or what != "label"
     ]

@@ -45,7 +45,7 @@ def every_picture(book: Book) -> list[Picture]:
             found.append(who_has_what("h", book.sites[cell.id], cell.classes, cell.findings))
             found.append(who_took_part("t", book.parts[cell.id], cell.rounds))
             if book.missing[cell.id]:
-                found.append(what_is_missing("m", book.missing[cell.id]))
+                found.append(what_is_missing("m", book.missing[cell.id], book.site_names(scenario)))
     return [picture for picture in found if picture is not None]
 
 
@@ -90,7 +90,8 @@ def test_strange_names_do_not_break_a_picture() -> None:
     rows = [SiteRow("c", name, 10, 2, 10, (4, 6)) for name in names]
     check(who_has_what("h", rows, ("$\\frac{", "%"), False))
     check(who_took_part("t", [Part("c", 1, name, "update") for name in names], 1))
-    check(what_is_missing("m", [Missing("c", name, "labels", name, "", 1, 4) for name in names]))
+    missing = [Missing("c", name, "label", name, "", 1, 4) for name in names]
+    check(what_is_missing("m", missing, names))
 
 
 def test_sites_that_have_nothing_are_drawn() -> None:
@@ -159,13 +160,13 @@ def test_the_map_of_sites_names_the_largest_and_the_smallest() -> None:
 
 def test_missing_counts_of_several_causes_add_up() -> None:
     rows = [
-        Missing("c", "s1", "labels", "", "at random", 10, 100),
-        Missing("c", "s1", "labels", "", "positives only", 30, 100),
-        Missing("c", "s2", "values", "age", "at random", 30, 100),
+        Missing("c", "s1", "label", "", "at random", 10, 100),
+        Missing("c", "s1", "label", "", "positives only", 30, 100),
+        Missing("c", "s2", "value", "age", "at random", 30, 100),
     ]
-    picture = what_is_missing("m", rows)
-    assert "labels, values age" in picture.alt
-    assert "Most: labels at s1, 40 of 100" in picture.alt
+    picture = what_is_missing("m", rows, ["s1", "s2", "s3"])
+    assert "at 3 sites: label, value: age" in picture.alt
+    assert "Most: label at s1, 40 of 100" in picture.alt
 
 
 def test_who_took_part_counts_updates_and_not_the_closing_evaluation() -> None:

@@ -134,7 +134,7 @@ def test_the_page_names_what_it_must(results: Path) -> None:
         cell.study_digest[:16], "0.1.0 (abc1234)", "Imaginary CPU", "consilium simulate run",
         "c0de" * 16, "phantoms", "normal and pneumonia", "400 patients", "14 of 15 cells",
         "<b>out</b> of memory", "Made-up <phantoms> & no one's lungs.", "seeded noise",
-        "Student's t", "bootstrap", "sex=female",
+        "Student's t", "bootstrap", "sex: F (n = 200)",
     ):  # fmt: skip
         assert must in text, must
 
@@ -288,9 +288,11 @@ def test_text_that_looks_like_a_formula_is_made_harmless() -> None:
 # Comparisons
 
 
-def measured(values: list[float], spread: float = 0.02) -> dict[int, Measurement]:
+def measured(
+    values: list[float], spread: float = 0.02, patients: int = 100
+) -> dict[int, Measurement]:
     return {
-        seed: Measurement("s", "x", seed, "auc", v, v - spread, v + spread)
+        seed: Measurement("s", "x", seed, "auc", v, v - spread, v + spread, patients=patients)
         for seed, v in enumerate(values)
     }
 
@@ -341,6 +343,15 @@ def test_one_seed_is_clear_only_where_bootstrap_intervals_do_not_meet() -> None:
     assert [d.verdict for d in found if d] == ["unclear", "higher", "lower"]
     assert gap_closed(base, base, measured([0.83])).value is None
     assert gap_closed(measured([0.85]), base, measured([0.90])).value == pytest.approx(0.5)
+
+
+def test_a_handful_of_patients_makes_nothing_clear() -> None:
+    # Three patients, all told wrong by one model and right by the other, in every seed.
+    for seeds, patients, verdict in ((1, 3, "unclear"), (3, 3, "unclear"), (3, 30, "lower")):
+        worse, better = ([value] * seeds for value in (0.0, 1.0))
+        found = difference(measured(worse, 0, patients), measured(better, 0, patients))
+        assert found is not None
+        assert found.verdict == verdict
 
 
 def test_differences_are_of_the_seeds_both_have() -> None:
