@@ -16,6 +16,7 @@ from system_kit import Federation, small_study
 
 from client.approvals import Approvals
 from client.node import free_port
+from client.site import Site
 from server.home import ServerHome
 from server.link import control, start_link
 from shared import pki
@@ -43,6 +44,17 @@ def foreign_bundle() -> bytes:
 def audit(home: Path) -> list[dict[str, object]]:
     path = home / "audit.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def start_in_vain(site: Site) -> subprocess.CompletedProcess[str]:
+    """Start a node that is to end by itself."""
+    return subprocess.run(
+        [CONSILIUM, "site", "start", "--home", str(site.home)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_foreign_bundle_is_refused_and_the_node_lives_on(federation: Federation) -> None:
@@ -82,13 +94,7 @@ def test_unapproved_study_is_offered_refused_and_taken_up_once_approved(
 
 def test_unknown_key_is_told_so(federation: Federation) -> None:
     site = federation.add_site(enrol=False, start=False)
-    result = subprocess.run(
-        [CONSILIUM, "site", "start", "--home", str(site.home)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = start_in_vain(site)
     assert result.returncode != 0
     assert "does not know this node's key" in result.stderr
     assert "Traceback" not in result.stderr
@@ -100,13 +106,7 @@ def test_server_of_another_authority_is_refused(federation: Federation, tmp_path
     other.mkdir()
     pki.create_authority(other)
     (site.home / "ca.pem").write_bytes((other / "ca.pem").read_bytes())
-    result = subprocess.run(
-        [CONSILIUM, "site", "start", "--home", str(site.home)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = start_in_vain(site)
     assert result.returncode == 1
     assert "certificate is refused" in result.stderr
 
@@ -116,13 +116,7 @@ def test_revoked_site_cannot_come_back(federation: Federation) -> None:
     command = [CONSILIUM, "server", "revoke", "--home", str(federation.home.path)]
     subprocess.run([*command, site.config.name], check=True, stdout=subprocess.DEVNULL)
     assert federation.home.sites() == ()
-    result = subprocess.run(
-        [CONSILIUM, "site", "start", "--home", str(site.home)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = start_in_vain(site)
     assert result.returncode != 0
     assert "does not know this node's key" in result.stderr
 
