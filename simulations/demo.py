@@ -6,12 +6,9 @@ Nothing is simulated except that the hospitals share a machine and their images 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -23,7 +20,7 @@ from simulations.demo_options import DemoOptions
 from simulations.demo_results import finish
 from simulations.demo_sites import make_images, start_hospitals
 from simulations.demo_study import demo_study
-from simulations.processes import Processes
+from simulations.processes import Processes, signals_as_interrupts
 
 if TYPE_CHECKING:
     import subprocess
@@ -42,7 +39,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     out = _new_folder(options.out)
     work = out / "work"
     _say_mode(options, console)
-    with _signals_as_interrupts(), Processes() as processes:
+    with signals_as_interrupts(), Processes() as processes:
         try:
             folders, notes = make_images(options, work / "images", console)
             images = folders[0]
@@ -154,24 +151,3 @@ def _say_mode(options: DemoOptions, console: Console) -> None:
             "and may rebuild images. Never do this with real patients without another legal "
             "basis.[/bold red]"
         )
-
-
-@contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo the way Ctrl-C does, also where a shell has it ignored.
-
-    An ignored SIGHUP stays ignored: that is what `nohup` is for.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -159,6 +159,7 @@ def _data_from(path: str, scenario: Scenario) -> dict[str, Any]:
 def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) -> int:
     """Compute what is left to do, print what came of it, and return the exit code."""
     from simulations.engine import simulate
+    from simulations.processes import signals_as_interrupts
     from simulations.progress import ProgressBar
     from simulations.runner import plan_jobs, run_jobs
 
@@ -166,7 +167,7 @@ def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) 
     jobs = plan_jobs(scenarios, " ".join(["consilium", *sys.argv[1:]]))
     device = "cuda" if resources.gpus_per_client else "cpu"
     try:
-        with ProgressBar(console) as bar:
+        with signals_as_interrupts(), ProgressBar(console) as bar:
             failed = run_jobs(jobs, place, partial(simulate, resources=resources), device, bar)
     except KeyboardInterrupt:
         said = f"Stopped. The same command goes on with what is in {place}."

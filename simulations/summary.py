@@ -31,10 +31,12 @@ def noise_note(cells: Iterable[Cell]) -> str:
 def _table(results: Results, scenario: str, cells: Sequence[Cell]) -> Table:
     found = _figures(results.measurements(scenario=scenario, metric=HEADLINE, subgroup=""))
     caption = _caption(cells, found.values())
-    table = Table(title=f"{scenario}: AUC", caption=caption, box=box.SIMPLE_HEAD, padding=0)
+    seeds = len({cell.seed for cell in cells})
+    title = f"{scenario}: AUC, {seeds} seed{'s' if seeds > 1 else ''}"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0)
     table.title_justify = table.caption_justify = "left"
     table.add_column("strategy", no_wrap=True)
-    for heading in ("test [95 %]", "worst", "mean", "epsilon", "rounds", "MB", "seeds"):
+    for heading in ("test [95 %]", "worst", "mean", "epsilon", "rounds", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for strategy in dict.fromkeys(cell.strategy for cell in cells):
         same = [cell for cell in cells if cell.strategy == strategy]
@@ -42,9 +44,10 @@ def _table(results: Results, scenario: str, cells: Sequence[Cell]) -> Table:
             test = found.get((strategy, model, "test", "" if model == "global" else MEAN))
             if test is None:
                 continue
-            own = [found.get((strategy, model, "own", site)) for site in (WORST, MEAN)]
-            name = strategy if model != "personal" else f"{strategy}, own models"
-            table.add_row(name, _figure(test, True), *map(_figure, own), *_costs(same))
+            worst, mean = (found.get((strategy, model, "own", site)) for site in (WORST, MEAN))
+            name = strategy if model != "personal" else f"{strategy} (own)"
+            scores = (_figure(test, interval=True), _figure(worst), _figure(mean, sites=True))
+            table.add_row(name, *scores, *_costs(same))
     return table
 
 
@@ -54,15 +57,14 @@ def _figures(measurements: Iterable[Measurement]) -> dict[tuple[str, ...], Aggre
     return {(a.strategy, a.model, a.where, a.site): a for a in aggregate(final)}
 
 
-def _figure(found: Aggregate | None, interval: bool = False) -> str:
-    """Write a value, its interval, and over how many sites it is if not over all."""
+def _figure(found: Aggregate | None, interval: bool = False, sites: bool = False) -> str:
+    """Write a value, with its interval, or over how many sites it is if not over all."""
     if found is None or found.value is None:
         return "undefined"
     text = _short(found.value)
     if interval and found.low is not None and found.high is not None:
         text += f" [{_short(found.low)}, {_short(found.high)}]"
-    missing = found.site in (MEAN, WORST) and found.over < found.of
-    return f"{text} ({found.over}/{found.of})" if missing else text
+    return f"{text} ({found.over}/{found.of})" if sites and found.over < found.of else text
 
 
 def _short(value: float) -> str:
@@ -77,7 +79,6 @@ def _costs(cells: Sequence[Cell]) -> list[str]:
         f"{max(epsilons):.2f}" if epsilons else "none",
         "-".join(str(n) for n in dict.fromkeys((rounds[0], rounds[-1]))),
         f"{sent:.3g}",
-        str(len(cells)),
     ]
 
 

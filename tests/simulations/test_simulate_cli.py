@@ -74,7 +74,8 @@ def test_a_scenario_ends_in_a_table_and_a_report_and_is_not_computed_twice(here:
     assert result.exit_code == 0, result.output
     folder = here / "consilium-simulations" / "tiny"
     assert "2 cells to compute" in result.output
-    assert re.search(r"pooled +\.\d{3} \[\.\d{3}, 1?\.\d{3}\] .* none +2 +0 +2 ", result.output)
+    assert "tiny: AUC, 2 seeds" in result.output
+    assert re.search(r"pooled +\.\d{3} \[\.\d{3}, 1?\.\d{3}\] .* none +2 +0 ", result.output)
     assert f"Results: {folder / 'results.sqlite'}" in result.output
     assert f"Report:  {folder / 'report.html'}" in result.output
     assert (folder / "report.html").stat().st_size > 10_000
