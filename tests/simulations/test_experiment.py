@@ -166,6 +166,31 @@ def test_rounds_bytes_sites_and_who_took_part_are_noted(
     assert {state for (number, _), state in states.items() if number <= ROUNDS} == {"update"}
 
 
+def test_who_was_away_or_sent_nonsense_is_noted_and_what_was_sent_in_vain_is_counted(
+    tmp_path: Path,
+) -> None:
+    behaviour = {
+        "dropouts": [{"sites": [2], "rounds": [2]}],
+        "nonsense": [{"sites": [1], "kind": "nan"}],
+    }
+    outcome = compute(tiny(behaviour=behaviour), "fedavg", tmp_path)
+    states = {(p.round, p.site): p.state for p in outcome.parts}
+    assert states == {
+        (1, "site-1"): "failed",
+        (1, "site-2"): "update",
+        (1, "site-3"): "update",
+        (2, "site-1"): "failed",
+        (2, "site-2"): "absent",
+        (2, "site-3"): "update",
+        **{(3, f"site-{n}"): "evaluated" for n in (1, 2, 3)},
+    }
+    reasons = {p.reason for p in outcome.parts if p.state == "failed"}
+    assert all(reason.startswith("rejected") for reason in reasons)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    size = 4 * sum(array.size for array in weights.values())
+    assert (outcome.cell.bytes_up, outcome.cell.bytes_down) == (5 * size, 8 * size)
+
+
 def test_the_same_seed_gives_the_same_figures_to_the_last_bit(
     scenario: Scenario, together: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
