@@ -127,6 +127,9 @@ def test_npz_with_several_labels_is_a_data_set_of_findings(tmp_path: Path) -> No
     assert found.facts.findings
     assert found.facts.channels == 3
     np.testing.assert_array_equal(found.train.labels, labels[:40])
+    with np.load(path) as file:
+        red = file["test_images"][..., 0]
+    np.testing.assert_allclose((found.test.images[:, 0] + 1) / 2 * 255, red, atol=1e-4)
 
 
 def test_npz_classes_may_be_taken_as_findings(tmp_path: Path) -> None:
