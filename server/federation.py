@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from server.advance import advance, first_state, share_of_patients, travelling_control
+from server.advance import advance, first_state, travelling_control
 from server.aggregate import Aggregator
 from server.clock import Clock
 from server.countersign import Countersigner, HeadBook
@@ -190,10 +190,8 @@ class _Run:
         question.open_until = open_until
         self._try(question)
         sites = site_records(state.sites, question.answers)
-        share = share_of_patients(sites, number)
         after = replace(
-            advance(self._study, state, combined.finish(), share),
-            sites=sites,
+            advance(self._study, state, combined.finish(), sites),
             heads={**state.heads, **self._exchange.seen_heads},
         )
         line = self._line(question, began)

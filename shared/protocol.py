@@ -65,7 +65,9 @@ class Statistics(Wire):
     """
 
     classes: tuple[float, ...] = Field(max_length=40)
-    columns: tuple[tuple[float, ...], ...] = Field(default=(), max_length=256)
+    columns: tuple[Annotated[tuple[float, ...], Field(max_length=257)], ...] = Field(
+        default=(), max_length=256
+    )
     noise: float = Field(ge=0)
 
 

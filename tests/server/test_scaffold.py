@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from server.advance import CONTROL, next_control
-from server.release import read_card
+from server.release import SiteRecord, read_card
+from server.runs import Checkpoint
 from shared.schedule import learning_rates
 from shared.study import Study
 
@@ -97,6 +99,14 @@ def test_sites_that_come_and_go_do_not_change_where_it_ends(world) -> None:
     np.testing.assert_allclose(released, best, atol=2e-3)
 
 
+def test_a_site_that_joins_late_is_heard_as_if_it_had_always_been_there(world) -> None:
+    world.sites[3].online = lambda time: time > 3
+    released, best = learn(world)
+    states = [line["sites"]["Castle"]["state"] for line in world.lines("metrics.jsonl")]
+    assert states[:3].count("absent") in (1, 2)
+    np.testing.assert_allclose(released, best, atol=2e-4)
+
+
 def test_an_update_that_came_too_late_leaves_no_trace(world) -> None:
     world.sites[2].wait = lambda request: 1001.5 if request.round in (2, 4) else 2.0
     released, best = learn(world)
@@ -109,36 +119,38 @@ def test_an_update_that_came_too_late_leaves_no_trace(world) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("known", [(), (1,), (1, 2, 3)])
 @pytest.mark.parametrize("present", [(1, 2), (1, 3), (2, 3), (1, 2, 3)])
-def test_the_servers_variate_stays_the_mean_of_the_sites(world, schedule, present) -> None:
+def test_the_servers_variate_stays_the_mean_of_the_sites(world, schedule, known, present) -> None:
     """Site by site, as the paper writes it, against the server's way from the mean alone."""
     world.change_study(
         training={"control": True, "schedule": schedule, "local_steps": 7, "learning_rate": 0.3}
     )
     rng = np.random.default_rng(1)
-    total = sum(PATIENTS.values())
-    own = {n: rng.normal(size=3) for n in PATIENTS}
-    control = sum(PATIENTS[n] * c for n, c in own.items()) / total
+    own = {n: rng.normal(size=3) if n in known else np.zeros(3) for n in PATIENTS}
+    control = mean_of(own, known) if known else np.zeros(3)
     updates = {n: rng.normal(size=3) for n in present}
-    number = 2
-    # The cosine over 3 rounds of 7 steps, by its formula.
+    # The cosine over 3 rounds of 7 steps, by its formula, in round 2.
     parts = [1.0 if schedule == "constant" else (1 + np.cos(np.pi * (7 + k) / 21)) / 2
              for k in range(7)]  # fmt: skip
     for n in present:
         own[n] = own[n] - control - updates[n] / (0.3 * sum(parts))
-    expected = sum(PATIENTS[n] * c for n, c in own.items()) / total
 
-    here = sum(PATIENTS[n] for n in present)
-    mean = sum(PATIENTS[n] * u for n, u in updates.items()) / here
+    before = {n: SiteRecord(patients=PATIENTS[n], last_round=1) for n in known}
+    after = before | {n: SiteRecord(patients=PATIENTS[n], last_round=2) for n in present}
     got = next_control(
         world.study,
-        number,
-        {"w": control.astype(np.float32)},
-        {"w": mean.astype(np.float32)},
-        here / total,
+        Checkpoint(1, {}, control={"w": control.astype(np.float32)}, sites=before),
+        {"w": mean_of(updates, present).astype(np.float32)},
+        after,
     )
-    np.testing.assert_allclose(got["w"], expected, atol=1e-6)
+    np.testing.assert_allclose(got["w"], mean_of(own, after), atol=1e-6)
     assert got["w"].dtype == np.float32
+
+
+def mean_of(vectors: dict[int, np.ndarray], nodes: Iterable[int]) -> np.ndarray:
+    """Return the mean over the sites, weighted by patients."""
+    return np.average([vectors[n] for n in nodes], axis=0, weights=[PATIENTS[n] for n in nodes])
 
 
 def test_the_variate_travels_only_to_training_and_is_not_released(world) -> None:
