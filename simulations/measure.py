@@ -17,7 +17,7 @@ from shared.transport import Weights
 from simulations.build import Federation
 from simulations.patients import Patients
 from simulations.records import MEAN, METRICS, WORST, Measurement
-from simulations.scores import RESAMPLES, Floats, Score, Scores, over_sites, score
+from simulations.scores import RESAMPLES, Floats, Ints, Score, Scores, over_sites, score
 
 BATCH = 256
 
@@ -63,18 +63,15 @@ class Judge:
 
     def shared_model(self, model: Model) -> list[Measurement]:
         """Score one model for all: on the test set and its subgroups, and at each site."""
+        said = self._ask(model, self.federation.test)
         rows = [
             row
-            for subgroup, patients in self._test_sets()
+            for subgroup, members in self._subgroups()
             for row in _rows(
-                self._score(model, patients, "test"), replace(self._blank, subgroup=subgroup)
+                self._score(said.take(members), "test"), replace(self._blank, subgroup=subgroup)
             )
         ]
-        own = {
-            site.name: self._score(model, site.held_out, site.name)
-            for site in self.federation.sites
-        }
-        return rows + _of_sites(own, replace(self._blank, where="own"))
+        return rows + self._at_sites({site.name: model for site in self.federation.sites})
 
     def site_models(self, models: SiteModels, kind: str) -> list[Measurement]:
         """Score each site's own model: all on the test set, each on its site's patients.
@@ -85,24 +82,21 @@ class Judge:
             models: For every site its model, or None.
             kind: "local" or "personal".
         """
-        blank, rows = replace(self._blank, model=kind), []
-        for subgroup, patients in self._test_sets():
+        rows: list[Measurement] = []
+        test = self.federation.test
+        said = {site: self._ask(m, test) if m else None for site, m in models.items()}
+        for subgroup, members in self._subgroups():
             scores = {
-                site: self._score(model, patients, "test") if model else None
-                for site, model in models.items()
+                site: self._score(answers.take(members), "test") if answers else None
+                for site, answers in said.items()
             }
-            found = _of_sites(scores, replace(blank, subgroup=subgroup))
+            found = _of_sites(scores, replace(self._blank, model=kind, subgroup=subgroup))
             rows += [row for row in found if not subgroup or row.site in (MEAN, WORST)]
-        held_out = {site.name: site.held_out for site in self.federation.sites}
-        own = {
-            site: self._score(model, held_out[site], site) if model else None
-            for site, model in models.items()
-        }
-        return rows + _of_sites(own, replace(blank, where="own"))
+        return rows + self._at_sites(models, kind)
 
     def checkpoint(self, model: Model, round_number: int) -> list[Measurement]:
         """Score the global model after a round on the test set, without intervals."""
-        found = self._score(model, self.federation.test, "test", resamples=0)
+        found = self._score(self._ask(model, self.federation.test), "test", resamples=0)
         return _rows(found, replace(self._blank, round=round_number))
 
     @property
@@ -110,28 +104,49 @@ class Judge:
         """A figure of this cell yet to be filled in."""
         return Measurement(self.scenario, self.strategy, self.seed, METRICS[0], None)
 
-    def _test_sets(self) -> Iterator[tuple[str, Patients]]:
-        """Yield the test patients, all of them and then by the cells of each grouping."""
-        test = self.federation.test
-        yield "", test
+    def _subgroups(self) -> Iterator[tuple[str, Ints]]:
+        """Yield the test patients as indices, all of them and then by the cells of each group."""
+        test, names = self.federation.test, self.federation.dataset.group_names
+        yield "", np.arange(len(test))
         for grouping, cells in test.groups.items():
-            for index, name in enumerate(self.federation.dataset.group_names[grouping]):
+            for index, name in enumerate(names[grouping]):
                 if (cells == index).any():
-                    yield f"{grouping}:{name}", test.take(np.flatnonzero(cells == index))
+                    yield f"{grouping}:{name}", np.flatnonzero(cells == index)
 
-    def _score(
-        self, model: Model, patients: Patients, seed: str, resamples: int | None = None
-    ) -> Scores:
-        known = patients
-        if not self.study.task.findings and (patients.labels < 0).any():
-            known = patients.take(np.flatnonzero(patients.labels >= 0))
+    def _at_sites(self, models: SiteModels, kind: str = "global") -> list[Measurement]:
+        """Score each site's model on its own held-out patients."""
+        held_out = {site.name: site.held_out for site in self.federation.sites}
+        scores = {
+            site: self._score(self._ask(model, held_out[site]), site) if model else None
+            for site, model in models.items()
+        }
+        return _of_sites(scores, replace(self._blank, where="own", model=kind))
+
+    def _ask(self, model: Model, patients: Patients) -> _Answers:
+        return _Answers(probabilities(model, patients, self.study, self.device), patients.labels)
+
+    def _score(self, answers: _Answers, seed: str, resamples: int | None = None) -> Scores:
+        known = answers
+        if not self.study.task.findings:
+            known = answers.take(np.flatnonzero(answers.labels >= 0))
         return score(
-            probabilities(model, known, self.study, self.device),
+            known.probabilities,
             known.labels,
             self.study.task,
             resamples=self.resamples if resamples is None else resamples,
             seed=f"{self.seed}:{seed}",
         )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a model said of patients, and the truth."""
+
+    probabilities: Floats
+    labels: Ints
+
+    def take(self, chosen: Ints) -> _Answers:
+        return _Answers(self.probabilities[chosen], self.labels[chosen])
 
 
 def probabilities(model: Model, patients: Patients, study: Study, device: torch.device) -> Floats:
