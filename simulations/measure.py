@@ -153,7 +153,8 @@ def probabilities(model: Model, patients: Patients, study: Study, device: torch.
     """Return what a model says of each patient: the mean over the images, [n, classes]."""
     network = build_model(study, model.statistics)
     set_weights(network, model.weights)
-    return patient_scores(network, as_patient_set(patients), device, BATCH)
+    everyone, findings = as_patient_set(patients), study.task.findings
+    return patient_scores(network, everyone, device, BATCH, findings=findings)
 
 
 def as_patient_set(patients: Patients) -> PatientSet:
