@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,6 +164,7 @@ def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) 
     from simulations.progress import ProgressBar
     from simulations.runner import plan_jobs, run_jobs
 
+    _check_machine(resources)
     console, place = Console(highlight=False), folder.resolve()
     jobs = plan_jobs(scenarios, " ".join(["consilium", *sys.argv[1:]]))
     device = "cuda" if resources.gpus_per_client else "cpu"
@@ -180,16 +182,34 @@ def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) 
     return 1 if failed else 0
 
 
+def _check_machine(resources: Resources) -> None:
+    """Refuse what would fail only after hours."""
+    for package in ("ray", "matplotlib"):
+        if find_spec(package) is None:
+            raise SimulationError(
+                f"simulations need {package}, which is not installed",
+                todo="Run `pip install 'consilium-fl[simulation]'`",
+            )
+    if resources.gpus_per_client:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SimulationError(
+                "PyTorch finds no CUDA device here", "--gpus-per-client", "Leave the option out"
+            )
+
+
 def _conclude(folder: Path, jobs: Sequence[Job], console: Console) -> None:
     """Print the tables, write the report, and say where everything is."""
     from simulations.report import write_report
     from simulations.results import FILE, Results
-    from simulations.summary import tables
+    from simulations.summary import LEGEND, tables
 
     with Results(folder) as results:
         for table in tables(results, (job.cell.scenario for job in jobs)):
             console.print(table)
         any_finished = bool(results.cells(state="finished"))
+    console.print(LEGEND)
     console.print(f"Results: {folder / FILE}", soft_wrap=True)
     if any_finished:
         console.print(f"Report:  {write_report(folder)}", soft_wrap=True)

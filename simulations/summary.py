@@ -12,6 +12,12 @@ from simulations.records import MEAN, WORST, Cell, Measurement
 from simulations.results import Results
 
 HEADLINE = "auc"
+LEGEND = (
+    "test: on the common test set (of sites alone: the mean over their models). worst, mean: of "
+    "the sites, each on its own held-out patients; (k/n): defined at k of n. MB: sent, both ways."
+)
+"""Explains the tables; once under all of them is enough."""
+
 _MODELS = ("global", "local", "personal")
 
 
@@ -85,9 +91,5 @@ def _costs(cells: Sequence[Cell]) -> list[str]:
 def _caption(cells: Sequence[Cell], figures: Iterable[Aggregate]) -> str:
     sources = {found.source for found in figures}
     over = "seeds (Student)" if "seeds" in sources else "test patients (bootstrap)"
-    what = (
-        "test: common test set; worst, mean: of the sites, each on its own held-out patients, "
-        "(k/n) where it is defined at k of n."
-    )
-    notes = [what, f"Intervals: over {over}.", noise_note(cells)]
+    notes = [f"Intervals: over {over}.", noise_note(cells)]
     return " ".join(note for note in notes if note)

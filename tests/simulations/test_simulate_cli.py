@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from rich.console import Console
 from simulation_kit import MadeUp, write_results
@@ -48,6 +49,9 @@ scenarios = [{scenario = "tiny.toml"}]
 few = {"data.patients" = 40}
 some = {"data.patients" = 60}
 """
+
+
+NO_GPU = "PyTorch finds no CUDA device here"
 
 
 @pytest.fixture
@@ -140,12 +144,15 @@ def test_everything_that_comes_along_is_listed_one_line_each() -> None:
         (["run", "sizes.toml"], "this is a sweep"),
         (["sweep", "tiny.toml"], "this is one scenario"),
         (["report", "."], "there are no results here"),
+        (["run", "tiny.toml", "--gpus-per-client", "1"], NO_GPU),
         (["run", "tiny.toml", "--out", "tiny.toml"], "the results folder cannot be written"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
     here: Path, arguments: list[str], message: str
 ) -> None:
+    if message == NO_GPU and torch.cuda.is_available():
+        return
     assert message in refused(*arguments)
     assert not (here / "consilium-simulations").exists()
 
