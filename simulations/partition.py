@@ -1,9 +1,11 @@
 """Who gets which patients: sizes of the sites, the mix of classes at each, real groups.
 
 The parts compose: at most one says how large the sites are, at most one which classes they have
-seen, and one may send patients with many images to some of them. `flwr-datasets` has
-partitioners of the same names, but they split a `datasets.Dataset` of rows, one way at a time:
-none keeps stated sizes under a label skew, or a patient's images together.
+seen, and one may send patients with many images to some of them. `flwr-datasets` is not used: its
+partitioners split rows where these split patients, its DirichletPartitioner draws anew until the
+smallest site is large enough and its InnerDirichletPartitioner fills stated sizes row by row
+until classes run out, neither with a minimum per site and class, and it brings `datasets` and
+pyarrow along.
 """
 
 from __future__ import annotations
