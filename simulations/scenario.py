@@ -17,7 +17,7 @@ from simulations.behaviour import check_behaviour
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow, Stay
 from simulations.checks import check_parts
 from simulations.data_files import find_data
-from simulations.datasets import Data, Facts, PhantomData, describe_dataset
+from simulations.datasets import Data, DicomData, Facts, PhantomData, describe_dataset
 from simulations.degrade import Degrade
 from simulations.partition import Partition
 from simulations.shifts import Shift
@@ -244,6 +244,8 @@ def study_of(scenario: Scenario, strategy: str, sites: int) -> Study:
 def _study(scenario: Scenario, strategy: str, sites: int, facts: Facts) -> Study:
     chosen = scenario.strategy(strategy)
     values = _from_data(facts)
+    if isinstance(scenario.data, DicomData):
+        values["input"]["window"] = scenario.data.window
     values["name"] = f"{scenario.name}-{strategy}"[:64]
     values["description"] = scenario.description
     values["federation"] = {"sites": sites, "min_sites": 1}

@@ -198,6 +198,16 @@ def test_studies_of_images_and_findings_follow_the_data() -> None:
     assert (study.input.size, study.input.channels) == (40, 1)
 
 
+def test_studies_of_dicom_images_have_their_window(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text("file,patient,label\na,1,no\nb,2,yes\n")
+    data = {"source": "dicom", "path": "images", "labels": "labels.csv", "window": [40.0, 400.0]}
+    values = {"name": "ct", "sites": {"number": 2}, "data": data}
+    study = study_of(parse_scenario(values, "test", tmp_path), "fedavg", 2)
+    assert study.input.window == (40.0, 400.0)
+    assert study.task.classes == ("no", "yes")
+
+
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_built_in_strategies_make_valid_studies_that_differ(name: str) -> None:
     scenario = load_scenario("dirichlet-0.1")
