@@ -53,8 +53,8 @@ def make_study(**parts: Any) -> Study:
 class Hospitals:
     """Three hospitals with made-up patients behind a `Transport`; an answer may be held back."""
 
-    def __init__(self, folder: Path, study: Study) -> None:
-        self.folder, self.study, self.time = folder, study, 0.0
+    def __init__(self, folder: Path, study: Study, **policy: Any) -> None:
+        self.folder, self.study, self.policy, self.time = folder, study, policy, 0.0
         self.late: set[tuple[int, int]] = set()
         self._waiting: dict[str, tuple[float, Received]] = {}
         self.hospitals = {node: self._make(node) for node in NAMES}
@@ -75,7 +75,8 @@ class Hospitals:
                     "min_patients": 5,
                     "min_patients_per_class": 2,
                     "max_rounds_per_day": 99,
-                },
+                }
+                | self.policy,
                 "compute": {"device": "cpu"},
             }
         )
@@ -194,6 +195,17 @@ def test_everything_at_once_within_the_budget(tmp_path) -> None:
         spent = epsilon([Mechanism(5.0, 1.0, 1), Mechanism(record.noise_multiplier, 0.5, 10)], 1e-5)
         assert record.epsilon == pytest.approx(spent, rel=1e-3)
         assert record.epsilon <= 8.0
+
+
+def test_hospitals_that_share_no_evaluation_do_not_hold_up_the_release(tmp_path) -> None:
+    run_dir = Hospitals(tmp_path, make_study(), evaluation="none").run()
+    *rounds, closing = lines(run_dir)
+    assert all({e["state"] for e in line["sites"].values()} == {"update"} for line in rounds)
+    told = {(e["state"], e["reason"]) for e in closing["sites"].values()}
+    assert told == {("refused", "policy-evaluation")}
+    assert closing["auc"] is None
+    card = read_card(run_dir)
+    assert (card.rounds, {site.rounds for site in card.sites.values()}) == (3, {3})
 
 
 @pytest.mark.parametrize(
