@@ -112,7 +112,7 @@ class Vault:
 
     def mac(self, purpose: str, message: bytes) -> str:
         """Return a keyed hash (HMAC-SHA256, 64 hex digits) with a key of its own per purpose."""
-        return hmac.new(self._derive(f"mac/{purpose}"), message, hashlib.sha256).hexdigest()
+        return hmac.digest(self._derive(f"mac/{purpose}"), message, "sha256").hex()
 
     def write(self, path: Path, plain: bytes, context: str) -> None:
         """Seal bytes into a file (mode 0600): after a crash it is the old file or the new one.

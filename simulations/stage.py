@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from client.data.cohort import PatientSet
 from shared.study import Study
 from shared.subgroups import CELLS
-from simulations.build import Federation
 from simulations.patients import Patients
+
+if TYPE_CHECKING:
+    from simulations.build import Federation
 
 
 class Span(BaseModel):

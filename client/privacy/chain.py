@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -124,7 +124,7 @@ def cohort_id(patients: Iterable[str]) -> str:
 
 
 def _content(entry: Entry) -> bytes:
-    fields = asdict(entry)
+    fields = dict(vars(entry))
     del fields["hash"]
     for name in ("noise_multiplier", "sampling_rate", "epsilon", "delta"):
         fields[name] = float(fields[name])  # as the database returns it

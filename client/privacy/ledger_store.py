@@ -7,11 +7,10 @@ import fcntl
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, inspect, select
+from sqlalchemy import Connection, bindparam, insert, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from client.privacy.anchor import Anchor, anchor_path, read_anchor, write_anchor
@@ -28,6 +27,13 @@ from shared.errors import LedgerError
 
 Clock = Callable[[], datetime]
 """Returns the time now, with its time zone."""
+
+# Made once: putting a statement together takes longer than SQLite takes to run it.
+_ENTRIES = select(entry_table).order_by(entry_table.c.seq)
+_NEWEST = select(entry_table.c.seq, entry_table.c.hash).order_by(entry_table.c.seq.desc()).limit(1)
+_APPEND = insert(entry_table)
+_COHORTS = select(cohort_table.c.id)
+_MEMBERS = select(member_table.c.patient).where(member_table.c.cohort == bindparam("of"))
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far the clock may go back (it is corrected over the network) before the ledger objects."""
@@ -116,13 +122,11 @@ class LedgerStore:
 
     def _refresh(self, connection: Connection) -> None:
         """Read and verify the entries anew if the file holds others than were read last."""
-        newest = select(entry_table.c.seq, entry_table.c.hash).order_by(entry_table.c.seq.desc())
-        last = connection.execute(newest.limit(1)).first()
+        last = connection.execute(_NEWEST).first()
         known = (self._entries[-1].seq, self._entries[-1].hash) if self._entries else None
         if (tuple(last) if last else None) == known:
             return
-        rows = connection.execute(select(entry_table).order_by(entry_table.c.seq)).mappings()
-        entries = tuple(Entry(**row) for row in rows)
+        entries = tuple(Entry(**row) for row in connection.execute(_ENTRIES).mappings())
         verify(entries, self._mac)
         self._entries = entries
 
@@ -168,7 +172,7 @@ class Transaction:
                 )
             time = max(time, last.when)
         linked = link(entry, last, time, self._mac)
-        self._connection.execute(insert(entry_table).values(**asdict(linked)))
+        self._connection.execute(_APPEND, vars(linked))
         self.entries.append(linked)
         return linked
 
@@ -188,10 +192,9 @@ class Transaction:
         Raises:
             LedgerError: Patients of a cohort were edited.
         """
-        for identity in self._connection.scalars(select(cohort_table.c.id)):
+        for identity in self._connection.scalars(_COHORTS):
             if identity not in self.cohorts:
-                of = select(member_table.c.patient).where(member_table.c.cohort == identity)
-                patients = frozenset(self._connection.scalars(of))
+                patients = frozenset(self._connection.scalars(_MEMBERS, {"of": identity}))
                 if cohort_id(patients) != identity:
                     raise LedgerError(
                         "the patients of a cohort in the privacy ledger were edited",

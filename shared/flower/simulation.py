@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from uuid import uuid4
 
 from flwr.app import Context, Message, RecordDict
@@ -75,10 +75,11 @@ class SimulationGrid(Grid):
     Args:
         executor: Runs the messages.
         nodes: Number of nodes.
-        run_config: What the ClientApp finds in its context.
+        run_config: What both apps find in their contexts.
     """
 
-    def __init__(self, executor: Executor, nodes: int, run_config: dict[str, str]) -> None:
+    def __init__(self, executor: Executor, nodes: int, run_config: Mapping[str, str]) -> None:
+        self.run_config = run_config
         self._executor = executor
         self._run = Run.create_empty(run_id=1)
         self._contexts = {
@@ -150,19 +151,12 @@ class SimulationGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
-def run_apps(server: ServerApp, executor: Executor, nodes: int, run_config: dict[str, str]) -> None:
-    """Run a ServerApp in this thread until it returns, with virtual nodes run by `executor`.
-
-    Args:
-        server: Gets a `SimulationGrid`.
-        executor: Runs the ClientApp.
-        nodes: Number of nodes.
-        run_config: What both apps find in their contexts.
-    """
+def run_server(server: ServerApp, grid: SimulationGrid) -> None:
+    """Run a ServerApp on a grid, in this thread, until it returns."""
     # Flower tells in global variables who speaks; in a simulation it is always the server.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
-    context = Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config))
-    server(SimulationGrid(executor, nodes, run_config), context)
+    context = Context(1, SUPERLINK_NODE_ID, {}, RecordDict(), dict(grid.run_config))
+    server(grid, context)
 
 
 def failure(message: Message, error: Exception) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -74,11 +75,14 @@ class Workers(Executor):
             )
         self._load = load
         self._folder = _new_folder()
+        self._actors: list[Any] = []
         try:
             self._actors = _start(settings, self._folder)
         except BaseException:
             self.close()
             raise
+        # After Ray's own handler was registered, so as to run before it.
+        atexit.register(self.close)
         self._free = deque(self._actors * AHEAD)
         self._waiting: deque[tuple[Message, Context]] = deque()
         self._running: dict[Any, tuple[Any, Message]] = {}
@@ -90,9 +94,9 @@ class Workers(Executor):
         """End all of Ray's processes, busy or not."""
         import ray
 
-        for actor in getattr(self, "_actors", []):
-            ray.kill(actor)
-        self._actors = []
+        atexit.unregister(self.close)
+        while self._actors:
+            ray.kill(self._actors.pop())
         ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -1,0 +1,299 @@
+"""Runs a federation of simulated hospitals: the deployment's apps on Flower's simulation engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from client.hospital import Hospital
+from server.exchange import Patience
+from server.files import write_atomically
+from shared.errors import SimulationError
+from shared.models import initial_weights
+from shared.study import Study
+from shared.transport import Weights
+from simulations.behaviour import ActingTransport, Course, check_behaviour
+from simulations.behaviour_plan import Behaviour
+from simulations.hospital import SCENE, Cast, Scene, SimulatedSite
+from simulations.stage import write_stage
+
+if TYPE_CHECKING:
+    from shared.flower.simulation import Executor
+    from shared.flower.workers import Workers, WorkerSettings
+    from simulations.build import Federation
+
+SCRATCH = "simulation"
+"""Folder in a run's that is removed when the run is done."""
+
+WORKER_BYTES = 1024 * 2**20
+"""Memory counted for each worker process; most of it is PyTorch."""
+
+SPARE_BYTES = 2 * 2**30
+"""Memory left to everything else when counting workers."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What simulations may use; the results do not depend on it, on CPUs to the last bit.
+
+    Attributes:
+        cpus_per_client: Of each worker process, which does one site's work at a time.
+        gpus_per_client: Of each; 0.5 lets two share a GPU. With 0 sites compute on the CPU.
+        ray_address: Of a running Ray cluster; every machine of it must see the run's folder.
+        workers: Worker processes on this machine; 0: as many as CPUs and memory allow.
+        engine: "ray", or "local": one site after the other in this process.
+    """
+
+    cpus_per_client: float = 1.0
+    gpus_per_client: float = 0.0
+    ray_address: str = ""
+    workers: int = 0
+    engine: Literal["ray", "local"] = "ray"
+
+
+ONE_MACHINE = Resources()
+NOTHING_SPECIAL = Behaviour()
+
+
+def simulate(
+    federation: Federation,
+    study: Study,
+    run_dir: Path,
+    *,
+    seed: int,
+    behaviour: Behaviour = NOTHING_SPECIAL,
+    resources: Resources = ONE_MACHINE,
+    on_round: Callable[[int], None] | None = None,
+    inspect: Callable[[Mapping[str, Hospital]], None] | None = None,
+) -> None:
+    """Run a study on a federation, or take it up after its last checkpoint.
+
+    The ClientApp, the ServerApp and the hospitals' ledgers, outboxes and approvals are those of
+    a deployment. What differs: where the patients come from; randomness, which follows from the
+    seed, so that nothing is private; time, which does not pass while sites compute; the initial
+    weights, which follow from the seed and the model alone; and a policy that allows everything.
+    `seconds` in the metrics are simulated ones.
+
+    The same seed gives the same model to the last bit on CPUs, however many workers there are,
+    in whatever order they end, and whether or not the run was killed on the way. A round that
+    was cut short is done again from the hospitals' state before it. Where that state is lost
+    (it is in memory, after a restart of the machine), the run begins anew.
+
+    Federations of one site run in this process; Ray is started for the first larger one, and
+    stays until the process ends. Call this from the main thread.
+
+    Args:
+        federation: The hospitals.
+        study: The plan; `federation.sites` should be their number.
+        run_dir: New, empty, or of this simulation; left as a coordinator's run folder.
+        seed: Of everything random.
+        behaviour: What sites do over the rounds.
+        resources: What may be used.
+        on_round: Told how many rounds of training are done.
+        inspect: Given the hospitals by name at the end, for what never leaves them; those that
+            were never asked are not among them. Their folders are removed afterwards.
+
+    Raises:
+        SimulationError: The behaviour lets a round fail, Ray is missing, or the folder is of
+            something else.
+        CoordinatorError: A round failed.
+    """
+    check_behaviour(behaviour, len(federation.sites), study, seed)
+    if (run_dir / "model-card.json").exists() and not (run_dir / SCRATCH).exists():
+        return
+    scene = _prepare(federation, study, run_dir, seed, resources)
+    course = Course(behaviour, len(federation.sites), seed)
+    with _executor(len(federation.sites), resources) as executor:
+        _run(scene, run_dir, course, executor, on_round)
+    if inspect:
+        inspect(Cast(scene).at_the_end())
+    shutil.rmtree(scene.homes, ignore_errors=True)
+    shutil.rmtree(run_dir / SCRATCH)
+
+
+def close_workers() -> None:
+    """End the worker processes, if any; the next simulation starts them again."""
+    while _workers:
+        _workers.popitem()[1].close()
+
+
+_workers: dict[WorkerSettings, Workers] = {}
+"""The worker processes of this process: Ray can be started once at a time."""
+
+
+def _run(
+    scene: Scene,
+    run_dir: Path,
+    course: Course,
+    executor: Executor,
+    on_round: Callable[[int], None] | None,
+) -> None:
+    """Run the ServerApp, which finds everything in the run's folder."""
+    from flwr.app import Context
+    from flwr.serverapp import Grid
+
+    from server.app import Desk, make_app
+    from shared.flower.simulation import SimulationGrid, run_server
+    from shared.flower.wire import GridTransport
+
+    plan, folder = scene.study.federation, run_dir / SCRATCH
+    # Large sites are asked first, so that no worker is left with one at the end of a round.
+    by_size = sorted(
+        range(len(scene.sites)), key=lambda number: -scene.sites[number].sides.train.images
+    )
+    names = {str(number + 1): scene.sites[number].name for number in by_size}
+    write_atomically(run_dir / "study.json", scene.study.canonical().encode())
+    write_atomically(run_dir / "sites.json", json.dumps(names, indent=1).encode())
+
+    config = {"folder": str(folder), "stamp": secrets.token_hex(8)}
+    grid = SimulationGrid(executor, len(scene.sites), config)
+    nodes = {node: node - 1 for node in grid.get_node_ids()}
+    transport = ActingTransport(GridTransport(grid), grid, course, nodes, plan.rounds)
+
+    def begin(number: int) -> None:
+        transport.begin(number)
+        if on_round and number:
+            on_round(number - 1)
+
+    def open_desk(_: Grid, context: Context) -> Desk:
+        return Desk(
+            run_dir,
+            folder / "server",
+            transport,
+            initial=partial(_initial, scene.seed),
+            clock=transport.clock(),
+            patience=Patience(poll=min(plan.round_deadline, plan.start_deadline) / 20, attempts=1),
+            on_round=begin,
+        )
+
+    run_server(make_app(open_desk), grid)
+
+
+def _initial(seed: int, study: Study) -> Weights:
+    """Return first weights that are the same for all studies of a model, and differ by seed."""
+    plain = Study(
+        name=f"seed-{seed}",
+        task=study.task,
+        input=study.input,
+        table=study.table,
+        model=study.model,
+    )
+    return initial_weights(plain)
+
+
+def _prepare(
+    federation: Federation, study: Study, run_dir: Path, seed: int, resources: Resources
+) -> Scene:
+    """Set the scene, or return the one that is there."""
+    folder = run_dir / SCRATCH
+    if (folder / SCENE).exists():
+        scene = Scene.model_validate_json((folder / SCENE).read_bytes())
+        if (scene.seed, scene.study) != (seed, study):
+            raise SimulationError(
+                "the folder holds a run of another study or seed", str(run_dir), "Use a new one"
+            )
+        if scene.homes.exists():
+            return scene
+    elif run_dir.exists() and any(run_dir.iterdir()) and not folder.exists():
+        raise SimulationError("the folder of the run is not empty", str(run_dir), "Use a new one")
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+    (folder / "server").mkdir(parents=True)
+    sides = write_stage(folder, federation, study)
+    scene = Scene(
+        study=study,
+        seed=seed,
+        data=folder.resolve(),
+        homes=_make_homes(folder.resolve(), study, len(sides), shared=bool(resources.ray_address)),
+        server_key=(folder / "server" / "server.pub").resolve(),
+        device="cuda" if resources.gpus_per_client else "cpu",
+        sites=tuple(
+            SimulatedSite(name=site.name, sides=own)
+            for site, own in zip(federation.sites, sides, strict=True)
+        ),
+    )
+    write_atomically(folder / SCENE, scene.model_dump_json().encode())
+    return scene
+
+
+_MEMORY = Path("/dev/shm")  # noqa: S108  (the folder made there is private)
+_HOMES = "consilium-sites-"
+
+
+def _make_homes(folder: Path, study: Study, sites: int, *, shared: bool) -> Path:
+    """Make the folder of the hospitals' homes: in memory where there is room.
+
+    Ledgers, outboxes and logs wait for the disk at every step, a dozen times a round, and a
+    simulated hospital has nothing to lose. On a cluster the homes are in the run's folder.
+    """
+    weights = sum(array.nbytes for array in initial_weights(study).values())
+    needed = sites * (2**20 + 8 * weights)
+    if shared or not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < 4 * needed:
+        homes = folder / "homes"
+        homes.mkdir()
+        return homes
+    for left in _MEMORY.glob(f"{_HOMES}*/owner"):
+        with contextlib.suppress(OSError):  # another user's, or just being removed
+            if not Path(left.read_text()).exists():
+                shutil.rmtree(left.parent)
+    homes = Path(tempfile.mkdtemp(prefix=_HOMES, dir=_MEMORY))
+    (homes / "owner").write_text(str(folder))
+    return homes
+
+
+@contextlib.contextmanager
+def _executor(sites: int, resources: Resources) -> Iterator[Executor]:
+    """Give what runs the sites' messages."""
+    if sites == 1 or resources.engine == "local":
+        from shared.flower.simulation import InProcess
+        from simulations.apps import load_app
+
+        threads = torch.get_num_threads()
+        try:
+            yield InProcess(load_app())
+        finally:
+            torch.set_num_threads(threads)
+        return
+    workers = _open_workers(resources)
+    try:
+        yield workers
+    except BaseException:
+        if workers.busy:  # cut short: what is still being computed must not meet the next run
+            close_workers()
+        raise
+
+
+def _open_workers(resources: Resources) -> Workers:
+    """Return the worker processes, started now unless they run already."""
+    from shared.flower.workers import Workers, WorkerSettings
+    from simulations.apps import load_app
+
+    settings = WorkerSettings(
+        workers=resources.workers or _count_workers(resources.cpus_per_client),
+        cpus=resources.cpus_per_client,
+        gpus=resources.gpus_per_client,
+        address=resources.ray_address,
+    )
+    if settings not in _workers:
+        close_workers()
+        _workers[settings] = Workers(settings, load_app)
+    return _workers[settings]
+
+
+def _count_workers(cpus: float) -> int:
+    """Return how many workers the machine's processors and free memory allow; at least one."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    allowed = len(os.sched_getaffinity(0)) / cpus, (free - SPARE_BYTES) / WORKER_BYTES
+    return max(1, int(min(allowed)))
