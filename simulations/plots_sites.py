@@ -160,6 +160,8 @@ def who_took_part(name: str, parts: Sequence[Part], rounds: int) -> Picture:
 
 
 def _kind(row: Missing) -> str:
+    if row.what == "value" and row.name:
+        return row.name
     return f"{row.what}: {row.name}" if row.name else row.what
 
 
@@ -177,7 +179,7 @@ def _map(
 ) -> None:
     axes.imshow(shade, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     thin_ticks(axes, rows)
-    name_columns(axes, columns, 16, 34)
+    name_columns(axes, columns, 20, 36)
     across, down = np.arange(0.5, len(columns) - 1), np.arange(0.5, len(rows) - 1)
     _separate(axes, across, down, shade.size)
     if len(rows) <= LEGIBLE_ROWS and len(columns) <= LEGIBLE_COLUMNS:

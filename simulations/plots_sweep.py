@@ -29,6 +29,12 @@ PRIVACY = "privacy"
 BEST = Look(COLOURS[0], "*", (0, (4, 1.5)))
 
 
+BEST_CAPTION = (
+    " The best other strategy is named at its point; it was chosen by this same figure, which "
+    "flatters it a little."
+)
+
+
 @dataclass(frozen=True)
 class Ladder:
     """Scenarios that can be read as rungs, since they differ in one way only.
@@ -104,10 +110,9 @@ def ladder_picture(name: str, book: Book, ladder: Ladder, style: Mapping[str, Lo
     for i, label in enumerate(labels):
         figures = [f"{titles[s]} {_or_unknown(book, keys[i])}" for s, keys in lines.items()]
         said.append(f"{label}: {', '.join(figures)}")
-    caption = (
-        "Mean over seeds; whiskers from the lowest to the highest seed. The best other strategy is "
-        "named at its point; it was chosen by this same figure, which flatters it a little."
-    )
+    caption = "Mean over seeds; whiskers from the lowest to the highest seed."
+    if any(best):
+        caption += BEST_CAPTION
     size = (WIDTH + 0.35 * max(0, len(labels) - 6), 4.2)
     title = f"Ladder of heterogeneity: {ladder.title}"
     return picture(name, title, caption, "; ".join(said), size, draw)

@@ -257,8 +257,8 @@ def _distances(book: Book) -> list[str]:
         return []
     least, most = min(gaps, key=lambda n: gaps[n]), max(gaps, key=lambda n: gaps[n])
     return [
-        f"Fedavg's AUC is below that of pooled data by {gaps[least]:.3f} ({least}) to "
-        f"{gaps[most]:.3f} ({most})."
+        f"Pooled data are ahead of fedavg in AUC by {gaps[least]:+.3f} ({least}) to "
+        f"{gaps[most]:+.3f} ({most})."
     ]
 
 
@@ -295,14 +295,17 @@ def _costs(book: Book) -> list[str]:
     moved = [(cell.bytes_up + cell.bytes_down) / 1e6 for cell in cells]
     moved = [megabytes for megabytes in moved if megabytes]
     spent = [cell.epsilon for cell in cells if cell.private and cell.epsilon is not None]
-    ends = dict.fromkeys(f"{m:,.1f}" for m in (min(moved), max(moved))) if moved else ["0"]
-    traffic = f"{' to '.join(ends)} MB"
+    traffic = f"{_span(moved, ',.1f')} MB" if moved else "nothing"
     if not spent:
         return [f"A federated run moves {traffic}; none had differential privacy."]
     return [
-        f"A federated run moves {traffic}. Private runs spend epsilon {min(spent):.2f} to "
-        f"{max(spent):.2f} at the site that spends most."
+        f"A federated run moves {traffic}. Private runs spend epsilon {_span(spent, '.2f')} at "
+        "the site that spends most."
     ]
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    return " to ".join(dict.fromkeys(format(v, form) for v in (min(values), max(values))))
 
 
 def _undefined(book: Book) -> bool:

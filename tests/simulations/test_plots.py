@@ -165,7 +165,7 @@ def test_missing_counts_of_several_causes_add_up() -> None:
         Missing("c", "s2", "value", "age", "at random", 30, 100),
     ]
     picture = what_is_missing("m", rows, ["s1", "s2", "s3"])
-    assert "at 3 sites: label, value: age" in picture.alt
+    assert "at 3 sites: label, age" in picture.alt
     assert "Most: label at s1, 40 of 100" in picture.alt
 
 
