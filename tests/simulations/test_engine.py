@@ -1,0 +1,209 @@
+"""Simulated federations: the same bits wherever they run, and what a real run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.hospital import Hospital
+from shared.errors import CoordinatorError, SimulationError
+from shared.study import Study
+from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow
+from simulations.build import Federation, SiteData
+from simulations.datasets import Facts
+from simulations.engine import Resources, close_workers, simulate
+from simulations.patients import Patients
+
+LOCAL = Resources(engine="local")
+ROUNDS = 3
+
+
+def patients(count: int, rng: np.random.Generator) -> Patients:
+    labels = np.arange(count) % 2
+    images = rng.uniform(-1, 0, (count, 1, 28, 28)).astype(np.float32)
+    images += labels[:, None, None, None].astype(np.float32) * 0.5
+    return Patients(images, np.arange(count), labels)
+
+
+def federation(sites: int = 3) -> Federation:
+    rng = np.random.default_rng(0)
+    hospitals = tuple(
+        SiteData(f"site-{n + 1}", patients(12 + 4 * n, rng), patients(6, rng)) for n in range(sites)
+    )
+    return Federation(hospitals, patients(6, rng), Facts("made up", ("no", "yes"), size=28))
+
+
+def study(sites: int = 3, **federation_keys: Any) -> Study:
+    plan = {"rounds": ROUNDS, "sites": sites, "min_sites": 1}
+    return Study.model_validate(
+        {
+            "name": "tiny",
+            "task": {"classes": ("no", "yes")},
+            "input": {"size": 28},
+            "model": {"name": "cnn", "widths": (4, 4), "hidden": 0},
+            "training": {"local_steps": 2, "sampling_rate": 0.5},
+            "privacy": {"delta": 1e-5},
+            "data": {"min_patients": 1},
+            "federation": plan | federation_keys,
+        }
+    )
+
+
+def model(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def states(folder: Path, number: int) -> dict[str, str]:
+    line = next(line for line in lines(folder) if line["round"] == number)
+    return {site: entry["state"] for site, entry in line["sites"].items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, in this process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    simulate(federation(), study(), folder, seed=5, resources=LOCAL)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_workers_left() -> Iterator[None]:
+    yield
+    close_workers()
+
+
+def test_leaves_what_a_real_run_leaves(whole: Path) -> None:
+    assert {path.name for path in whole.iterdir()} >= {
+        *("study.json", "sites.json", "run.json", "events.jsonl", "metrics.jsonl"),
+        *("checkpoints", "model.safetensors", "model-card.json"),
+    }
+    assert not (whole / "simulation").exists()
+    assert [line["round"] for line in lines(whole)] == [1, 2, 3, 4]
+    assert set(states(whole, 2).values()) == {"update"}
+    spent = [line["sites"]["site-1"]["epsilon"] for line in lines(whole)[:3]]
+    assert 0 < spent[0] < spent[1] < spent[2] <= 8
+
+
+def test_another_seed_gives_another_model_the_same_seed_the_same(
+    whole: Path, tmp_path: Path
+) -> None:
+    simulate(federation(), study(), tmp_path / "same", seed=5, resources=LOCAL)
+    simulate(federation(), study(), tmp_path / "other", seed=6, resources=LOCAL)
+    assert model(tmp_path / "same") == model(whole) != model(tmp_path / "other")
+    assert lines(tmp_path / "same") == lines(whole)
+
+
+def test_ray_gives_the_same_bits_with_any_number_of_workers(whole: Path, tmp_path: Path) -> None:
+    for workers in (2, 1):
+        folder = tmp_path / str(workers)
+        simulate(federation(), study(), folder, seed=5, resources=Resources(workers=workers))
+        assert model(folder) == model(whole)
+        assert lines(folder) == lines(whole)
+
+
+def test_progress_and_the_hospitals_at_the_end(tmp_path: Path) -> None:
+    told: list[int] = []
+    seen: dict[str, int] = {}
+
+    def inspect(hospitals: dict[str, Hospital]) -> None:
+        for name, hospital in hospitals.items():
+            with hospital.ledger() as ledger:
+                seen[name] = sum(e.kind == "reserve" for e in ledger.entries())
+
+    simulate(
+        federation(2),
+        study(2),
+        tmp_path / "run",
+        seed=0,
+        resources=LOCAL,
+        on_round=told.append,
+        inspect=inspect,
+    )
+    assert told == [0, 1, 2, 3]
+    # An evaluation and a training in each round, and the closing evaluation.
+    assert seen == {"site-1": 2 * ROUNDS + 1, "site-2": 2 * ROUNDS + 1}
+
+
+def test_sites_behave_as_planned_without_waiting(tmp_path: Path) -> None:
+    behaviour = Behaviour(
+        dropouts=(Dropout(sites=(1,), rounds=(1, 2)),),
+        slow=(Slow(sites=(2,), seconds=1e6),),
+        nonsense=(Nonsense(sites=(3,), kind="nan", from_round=3),),
+    )
+    folder = tmp_path / "run"
+    plan = study(4)
+    simulate(federation(4), plan, folder, seed=0, behaviour=behaviour, resources=LOCAL)
+    assert states(folder, 1) == {
+        "site-1": "absent",
+        "site-2": "late",
+        "site-3": "update",
+        "site-4": "update",
+    }
+    assert states(folder, 3) == {
+        "site-1": "update",
+        "site-2": "late",
+        "site-3": "failed",
+        "site-4": "update",
+    }
+
+
+def test_a_round_that_must_fail_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    behaviour = Behaviour(dropouts=(Dropout(rounds=(2,)),))
+    with pytest.raises(SimulationError, match="round 2"):
+        simulate(federation(), study(), tmp_path / "run", seed=0, behaviour=behaviour)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_site_with_too_few_patients_sits_out(tmp_path: Path) -> None:
+    plan = study().model_copy(update={"data": study().data.model_copy(update={"min_patients": 14})})
+    simulate(federation(), plan, tmp_path / "run", seed=0, resources=LOCAL)
+    assert states(tmp_path / "run", 1)["site-1"] == "refused"
+    huge = plan.model_copy(update={"data": plan.data.model_copy(update={"min_patients": 99})})
+    with pytest.raises(CoordinatorError, match="0 of at least 1 sites delivered"):
+        simulate(federation(), huge, tmp_path / "huge", seed=0, resources=LOCAL)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SimulationError, match="not empty"):
+        simulate(federation(), study(), tmp_path, seed=0, resources=LOCAL)
+
+
+def test_killed_and_taken_up_again_the_bits_are_the_same(whole: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from pathlib import Path
+from test_engine import LOCAL, federation, study
+from simulations.engine import simulate
+import simulations.hospital
+found = simulations.hospital.Cast.hospital
+def dying(cast, number, request):
+    if request.round == 2 and number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found(cast, number, request)
+simulations.hospital.Cast.hospital = dying
+simulate(federation(), study(), Path({str(tmp_path / "run")!r}), seed=5, resources=LOCAL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / "checkpoints" / "round-0001.json").exists()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    simulate(federation(), study(), tmp_path / "run", seed=5, resources=LOCAL)
+    assert model(tmp_path / "run") == model(whole)
+    assert lines(tmp_path / "run") == lines(whole)
+    started = [e for e in lines(tmp_path / "run", "events.jsonl") if e["event"] == "run-started"]
+    assert [event["rounds_done"] for event in started] == [0, 1]
