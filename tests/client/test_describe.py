@@ -16,7 +16,9 @@ from scipy import stats
 
 from client.data.patients import PatientSet
 from client.describe import describe, own_statistics
+from client.privacy.budget import Limits, Wanted
 from client.privacy.counts import GRID
+from client.privacy.plans import training_plan
 from client.privacy.stream import OsStream
 from client.recovery import recover
 from client.rounds import handle
@@ -24,6 +26,8 @@ from client.spending import spending_report
 from client.statement import make_statement, sign_statement
 from shared import pki
 from shared.accounting import Mechanism, epsilon
+from shared.errors import PolicyRefusal
+from shared.explain import site_noise
 from shared.protocol import Reply
 from shared.study import Study
 
@@ -262,6 +266,32 @@ def test_description_and_training_together_stay_within_the_studys_epsilon(ward: 
     assert reply.spending.epsilon == pytest.approx(epsilon(both, 1e-5), rel=1e-9)
     assert 2.9 < reply.spending.epsilon <= 3.0
     assert epsilon([training], 1e-5) < 2.5
+
+
+def test_the_ledger_refuses_training_that_was_not_calibrated_beside(make_ward: MakeWard) -> None:
+    ward = make_ward(max_epsilon_per_patient=50)
+    plain, patients = ward.study(), frozenset({"a" * 64})
+    training = training_plan(plain, 12)
+    description = replace(
+        training, purpose="describe", noise_multiplier=4.0, sampling_rate=1.0, steps=1, uses=1
+    )
+    wanted = [Wanted(plan, patients) for plan in (description, training)]
+    limits = Limits(50.0, 1e-5)
+    with ward.hospital().ledger() as ledger:
+        with pytest.raises(PolicyRefusal, match="would exceed their budget"):
+            ledger.reserve(wanted[:1], limits, run="r", round_number=0, later=wanted[1:])
+        assert ward.kinds() == [("start", "")]
+        ledger.reserve(wanted[:1], limits, run="r", round_number=0)
+        with pytest.raises(PolicyRefusal, match="would exceed their budget"):
+            ledger.reserve(wanted[1:], limits, run="r", round_number=1)
+
+
+def test_the_server_foretells_the_noise_the_site_adds(ward: Ward, weighted: Study) -> None:
+    for study in (weighted, ward.study()):
+        expected = training_plan(study, 12).noise_multiplier
+        assert site_noise(study, 12).noise_multiplier == expected
+    noisier = training_plan(weighted, 12).noise_multiplier
+    assert noisier > 1.001 * training_plan(ward.study(), 12).noise_multiplier
 
 
 def test_noise_too_small_for_the_budget_is_the_studys_fault(ward: Ward) -> None:
