@@ -245,9 +245,11 @@ def _stays_at_sites(study: Study) -> bool:
 
 
 def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]) -> None:
-    """Write down the models that stayed at the sites, before their folders go."""
+    """Write down the models that stayed at the sites, if any, before their folders go."""
+    if not _stays_at_sites(study):
+        return
     folder.mkdir(exist_ok=True)
-    for name, hospital in hospitals.items() if _stays_at_sites(study) else ():
+    for name, hospital in hospitals.items():
         with suppress(SiteError):  # a site that was away has none
             weights = personal_weights(hospital, study)
             write_atomically(folder / f"{name}.safetensors", save(weights))

@@ -82,7 +82,7 @@ class Cell:
         state: "planned", "running", "finished" or "failed".
         reason: Why it failed, one line.
         started: ISO 8601, UTC.
-        seconds: Wall time.
+        seconds: Wall time; of a cell that was cut short, of its last part.
         study_digest: Of the study as the sites approve it.
         private: Whether the study has differential privacy.
         seeded_noise: Whether its noise came from the seed, not from the operating system;
