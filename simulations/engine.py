@@ -245,7 +245,8 @@ def _make_homes(folder: Path, study: Study, sites: int, *, shared: bool) -> Path
         return homes
     for left in _MEMORY.glob(f"{_HOMES}*/owner"):
         with contextlib.suppress(OSError):  # another user's, or just being removed
-            if not Path(left.read_text()).exists():
+            owner = Path(left.read_text())
+            if owner == folder or not owner.exists():
                 shutil.rmtree(left.parent)
     homes = Path(tempfile.mkdtemp(prefix=_HOMES, dir=_MEMORY))
     (homes / "owner").write_text(str(folder))
