@@ -50,10 +50,16 @@ def with_study(**parts: Any) -> Scenario:
     return tiny(study=study | {key: {**study.get(key, {}), **v} for key, v in parts.items()})
 
 
-def compute(scenario: Scenario, strategy: str, folder: Path, seed: int = 0) -> Outcome:
+def compute(
+    scenario: Scenario,
+    strategy: str,
+    folder: Path,
+    seed: int = 0,
+    federation: Federation | None = None,
+) -> Outcome:
     (job,) = plan_jobs([scenario.model_copy(update={"compare": (strategy,), "seeds": (seed,)})])
     told: list[float] = []
-    federation = build_federation(scenario, seed)
+    federation = federation or build_federation(scenario, seed)
     outcome = run_cell(job.cell, scenario, federation, folder, IN_PROCESS, "cpu", told.append)
     assert told == sorted(told)
     assert told[-1] == 1
@@ -235,13 +241,16 @@ def test_where_no_site_can_train_alone_the_cell_fails_in_one_line(tmp_path: Path
 def test_pooled_is_one_site_with_everybody_scored_at_every_site(
     scenario: Scenario, federation: Federation, tmp_path: Path
 ) -> None:
-    outcome = compute(scenario, "pooled", tmp_path)
+    outcome = compute(scenario, "pooled", tmp_path / "first")
     (row,) = outcome.sites
     assert row.train_patients == sum(len(site.train) for site in federation.sites)
     assert (outcome.cell.bytes_up, outcome.cell.rounds) == (0, ROUNDS)
     assert only(outcome, where="own", site=MEAN).of == 3
     assert only(outcome, where="own", site="site-1").patients == len(federation.sites[0].held_out)
-    assert only(outcome, where="test", site="", round=1).value is not None
+    first = only(outcome, where="test", site="", round=1)
+    # On the same patients another seed trains otherwise.
+    other = compute(scenario, "pooled", tmp_path / "other", 1, federation)
+    assert only(other, where="test", site="", round=1).value != first.value
 
 
 def test_of_a_finished_cell_models_and_logs_stay_and_scratch_goes(
