@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -134,10 +135,7 @@ def run_cell(
         measurements=found.measurements,
         sites=[_site_row(cell, site, study, found.spent.get(site.name)) for site in found.sites],
         parts=found.parts,
-        missing=[
-            Missing(cell.id, m.site, m.what, m.name, m.cause, m.count, m.total)
-            for m in federation.missing
-        ],
+        missing=_missing(cell, federation, {site.name for site in found.sites}),
     )
 
 
@@ -274,6 +272,17 @@ def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> 
         delta=spent.delta if spent else None,
         noise_multiplier=spent.noise_multiplier if spent else None,
     )
+
+
+def _missing(cell: Cell, federation: Federation, sites: set[str]) -> list[Missing]:
+    """Return what each site lacked; of pooled patients, what all of them did together."""
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    totals: Counter[tuple[str, str, str, str]] = Counter()
+    for lack in federation.missing:
+        site = lack.site if lack.site in sites else POOLED
+        counts[site, lack.what, lack.name, lack.cause] += lack.count
+        totals[site, lack.what, lack.name, lack.cause] += lack.total
+    return [Missing(cell.id, *key, count, totals[key]) for key, count in counts.items()]
 
 
 _KEPT = frozenset(

@@ -253,6 +253,19 @@ def test_pooled_is_one_site_with_everybody_scored_at_every_site(
     assert only(other, where="test", site="", round=1).value != first.value
 
 
+def test_what_the_sites_lack_is_noted_and_summed_up_where_they_are_pooled(tmp_path: Path) -> None:
+    gaps = tiny(degrade=[{"kind": "missing-labels", "part": 0.2}])
+    lacking = build_federation(gaps, 0).missing
+    told = compute(gaps, "fedavg", tmp_path / "fedavg").missing
+    assert [(m.site, m.cause, m.count, m.of) for m in told] == [
+        (m.site, m.cause, m.count, m.total) for m in lacking
+    ]
+    pooled = compute(gaps, "pooled", tmp_path / "pooled").missing
+    assert {m.site for m in pooled} == {"pooled"}
+    assert sum(m.count for m in pooled) == sum(m.count for m in lacking)
+    assert sum(m.of for m in pooled) == sum(m.total for m in lacking)
+
+
 def test_of_a_finished_cell_models_and_logs_stay_and_scratch_goes(
     together: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
