@@ -26,5 +26,6 @@ def test_memory_of_children_counts() -> None:
     with MemoryWatch() as after:
         pass
     assert before.peak > 10 * MEBIBYTE
-    assert 200 * MEBIBYTE <= during.peak - before.peak <= 300 * MEBIBYTE
-    assert after.peak < during.peak - 150 * MEBIBYTE
+    # Pages that processes share count in parts, which other processes change meanwhile.
+    assert 150 * MEBIBYTE <= during.peak - before.peak <= 300 * MEBIBYTE
+    assert after.peak < during.peak - 100 * MEBIBYTE

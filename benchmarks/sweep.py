@@ -1,0 +1,101 @@
+"""Runs a sweep that comes with the harness on real images and keeps its figures.
+
+    python benchmarks/sweep.py privacy --data pneumoniamnist
+    python benchmarks/sweep.py privacy --data breastmnist
+    python benchmarks/sweep.py ladder-breast
+
+It is `consilium simulate sweep`: cells that are finished in `--out` are not computed again. The
+figures are means over the seeds with their 95 % interval; the noise of private runs is seeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import data_folder, write_results
+
+from simulations.aggregate import Aggregate
+from simulations.records import MEAN, WORST
+from simulations.report_data import ALONE, BASELINE, POOLED, Book, Key, read_book
+from simulations.report_stats import gap_closed
+
+
+def row(book: Book, scenario: str, strategy: str) -> dict[str, Any]:
+    """Return what is told of one strategy: on the test set, and over the sites' own patients."""
+    key = Key(scenario, strategy)
+    local = replace(key, model="local")
+    whole = replace(local, site=MEAN) if strategy == ALONE else key
+    worst = replace(local, site=WORST) if strategy == ALONE else None
+    own = replace(local if strategy == ALONE else key, where="own")
+    cells = book.finished(scenario, strategy)
+    gap = gap_closed(
+        *(book.figures.get(Key(scenario, name), {}) for name in (strategy, BASELINE, POOLED))
+    )
+    return {
+        "scenario": scenario,
+        "strategy": strategy,
+        "labels": cells[0].labels,
+        "seeds": sorted({cell.seed for cell in cells}),
+        "test_auc": told(book.figure(whole)),
+        "test_auc_worst_local": told(book.figure(worst)) if worst else None,
+        "own_auc_mean": told(book.figure(replace(own, site=MEAN))),
+        "own_auc_worst": told(book.figure(replace(own, site=WORST))),
+        "gap_closed": {"value": gap.value, "low": gap.low, "high": gap.high, "why": gap.reason},
+        "epsilon": max((c.epsilon for c in cells if c.epsilon is not None), default=None),
+        "rounds": cells[0].rounds,
+        "code": cells[0].code_version,
+    }
+
+
+def told(figure: Aggregate | None) -> dict[str, Any] | None:
+    """Return a figure with its interval and what it rests on."""
+    if figure is None or figure.value is None:
+        return None
+    return {
+        "mean": round(figure.value, 4),
+        "low": None if figure.low is None else round(figure.low, 4),
+        "high": None if figure.high is None else round(figure.high, 4),
+        "interval_over": figure.source,
+        "seeds": figure.defined,
+        "over": figure.over,
+        "of": figure.of,
+    }
+
+
+def main() -> None:
+    """Run what is left of the sweep, and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--workers", default="0")
+    arguments = parser.parse_args()
+    title = "_".join(part for part in ("sweep", arguments.name, arguments.data) if part)
+    out = arguments.out or Path("consilium-simulations") / title
+    options = ["--out", str(out), "--workers", arguments.workers]
+    if arguments.data:
+        options += ["--data", str(data_folder() / f"{arguments.data}.npz")]
+    command = [str(Path(sys.executable).with_name("consilium")), "simulate", "sweep"]
+    ended = subprocess.run([*command, arguments.name, *options], check=False).returncode
+    book = read_book(out)
+    rows = [
+        row(book, scenario, strategy)
+        for scenario in book.scenarios
+        for strategy in book.strategies(scenario)
+        if book.finished(scenario, strategy)
+    ]
+    results = {"unfinished_cells": len(book.unfinished()), "seeded_noise": True, "rows": rows}
+    told_data = f" --data {arguments.data}" if arguments.data else ""
+    write_results(title, f"python benchmarks/sweep.py {arguments.name}{told_data}", results)
+    for each in rows:
+        print(each["scenario"], each["strategy"], each["test_auc"], each["own_auc_worst"])
+    sys.exit(ended)
+
+
+if __name__ == "__main__":
+    main()
