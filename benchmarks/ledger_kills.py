@@ -115,14 +115,29 @@ def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+class NotedStream(OsStream):
+    """Notes that patients' data is about to be used: when the first lot is drawn.
+
+    Args:
+        file: Where to note it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file: Path | None = file
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, after noting the first time."""
+        if self._file:
+            note(self._file, "round")
+            self._file = None
+        return super().read(size)
+
+
 def answer_rounds(hospital: Hospital, folder: Path, rounds: int) -> None:
     """Answer requests from where the server stands; what it got is noted as delivered."""
 
-    def begin(_: Request) -> OsStream:
-        note(folder / "begun", "round")
-        return OsStream()
-
-    watched = replace(hospital, make_stream=begin)
+    watched = replace(hospital, make_stream=lambda _: NotedStream(folder / "begun"))
     for number in range(len(lines(folder / "delivered")) + 1, rounds + 1):
         reply, _ = handle(watched, request(number), initial_weights(STUDY))
         if reply.outcome != "update":
