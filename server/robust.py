@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -27,7 +28,7 @@ def make_aggregator(study: Study, reference: Weights) -> Aggregator:
     return makers[study.federation.aggregator](study.federation, reference)
 
 
-class _Sorted:
+class _Sorted(ABC):
     """Keeps all updates of a round and combines each coordinate's values in ascending order.
 
     Sorted values do not tell in which order they came, so the result is the same, bit for bit,
@@ -68,9 +69,9 @@ class _Sorted:
             combined[name] = self.combine(np.sort(values, axis=0)).astype(np.float32)
         return combined
 
+    @abstractmethod
     def combine(self, ascending: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return one value for each coordinate from all sites' values, [sites, ...]."""
-        raise NotImplementedError
 
 
 class Median(_Sorted):
