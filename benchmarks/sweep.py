@@ -21,17 +21,19 @@ from common import data_folder, write_results
 
 from simulations.aggregate import Aggregate
 from simulations.records import MEAN, WORST
-from simulations.report_data import ALONE, BASELINE, POOLED, Book, Key, read_book
+from simulations.report_data import ALONE, BASELINE, PERSONAL, POOLED, Book, Key, read_book
 from simulations.report_stats import gap_closed
 
 
 def row(book: Book, scenario: str, strategy: str) -> dict[str, Any]:
     """Return what is told of one strategy: on the test set, and over the sites' own patients."""
     key = Key(scenario, strategy)
-    local = replace(key, model="local")
-    whole = replace(local, site=MEAN) if strategy == ALONE else key
-    worst = replace(local, site=WORST) if strategy == ALONE else None
-    own = replace(local if strategy == ALONE else key, where="own")
+    model = "local" if strategy == ALONE else "global"
+    if book.has_model(scenario, strategy, PERSONAL):
+        model = PERSONAL
+    of_sites = replace(key, model=model)
+    one_model = model == "global" or book.value(key) is not None
+    own = replace(of_sites, where="own")
     cells = book.finished(scenario, strategy)
     gap = gap_closed(
         *(book.figures.get(Key(scenario, name), {}) for name in (strategy, BASELINE, POOLED))
@@ -41,15 +43,55 @@ def row(book: Book, scenario: str, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "labels": cells[0].labels,
         "seeds": sorted({cell.seed for cell in cells}),
-        "test_auc": told(book.figure(whole)),
-        "test_auc_worst_local": told(book.figure(worst)) if worst else None,
-        "own_auc_mean": told(book.figure(replace(own, site=MEAN))),
-        "own_auc_worst": told(book.figure(replace(own, site=WORST))),
+        "test_auc": told(book.figure(key if one_model else replace(of_sites, site=MEAN))),
+        "models_of": model,
+        "test_auc_site_models": None
+        if model == "global"
+        else {
+            "mean": told(book.figure(replace(of_sites, site=MEAN))),
+            "worst": told(book.figure(replace(of_sites, site=WORST))),
+        },
+        **{
+            f"own_{metric}": {
+                "mean": told(book.figure(replace(own, metric=metric, site=MEAN))),
+                "worst": told(book.figure(replace(own, metric=metric, site=WORST))),
+            }
+            for metric in ("auc", "accuracy")
+        },
+        "against_own_local_model": against_local(book, of_sites),
         "gap_closed": {"value": gap.value, "low": gap.low, "high": gap.high, "why": gap.reason},
         "epsilon": max((c.epsilon for c in cells if c.epsilon is not None), default=None),
         "rounds": cells[0].rounds,
         "code": cells[0].code_version,
     }
+
+
+def against_local(book: Book, models: Key) -> dict[str, Any]:
+    """Compare the model each site would use with the one it trained alone, seed by seed.
+
+    Args:
+        book: The results.
+        models: Strategy and kind of the models; a "global" one is every site's.
+
+    Returns:
+        For the common test set, and for the sites' own patients: how many site-and-seed pairs
+        could be compared, how many are below the local model, and by how much at most.
+    """
+    found: dict[str, Any] = {}
+    for where in ("test", "own"):
+        gains = []
+        for site in book.site_names(models.scenario):
+            own = where == "own" or models.model != "global"
+            mine = book.values(replace(models, where=where, site=site if own else ""))
+            local = book.values(Key(models.scenario, ALONE, where=where, model="local", site=site))
+            gains += [mine[seed] - local[seed] for seed in mine.keys() & local.keys()]
+        found[where] = {
+            "pairs": len(gains),
+            "below": sum(gain < 0 for gain in gains),
+            "mean_gain": round(sum(gains) / len(gains), 4) if gains else None,
+            "least_gain": round(min(gains), 4) if gains else None,
+        }
+    return found
 
 
 def told(figure: Aggregate | None) -> dict[str, Any] | None:
@@ -93,7 +135,7 @@ def main() -> None:
     told_data = f" --data {arguments.data}" if arguments.data else ""
     write_results(title, f"python benchmarks/sweep.py {arguments.name}{told_data}", results)
     for each in rows:
-        print(each["scenario"], each["strategy"], each["test_auc"], each["own_auc_worst"])
+        print(each["scenario"], each["strategy"], each["test_auc"], each["own_auc"])
     sys.exit(ended)
 
 

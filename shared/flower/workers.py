@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -156,6 +158,7 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if settings.address:
+        _check_reachable(settings.address)
         options["address"] = settings.address
     else:
         options |= {
@@ -169,7 +172,10 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
             from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
 
             if not ray.is_initialized():
+                on_term = signal.getsignal(signal.SIGTERM)
                 ray.init(**options)
+                # Ray ends the process there and then; whoever runs a simulation may want a word.
+                signal.signal(signal.SIGTERM, on_term)
             resources = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
             pool = BasicActorPool(ClientAppActor, resources, {})
             pool.add_actors_to_pool(pool.actors_capacity)
@@ -180,6 +186,25 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
             "Check --ray-address, and that a worker's CPUs and GPUs do not exceed the machine's",
         ) from None
     return list(pool.pool)
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at HOST:PORT; Ray itself would try for many minutes, in silence.
+
+    Raises:
+        SimulationError: Nobody answers there.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return  # "auto", which Ray looks up in its own files
+    try:
+        socket.create_connection((host.split("/")[-1], int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise SimulationError(
+            f"no Ray cluster answers: {error}",
+            address,
+            "Check --ray-address, and that `ray start --head` runs there",
+        ) from None
 
 
 @contextlib.contextmanager
