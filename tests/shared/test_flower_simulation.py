@@ -68,7 +68,7 @@ def server(seen: Seen) -> ServerApp:
 
 
 def note(reply: Message) -> dict[str, Any]:
-    kind = {"type": reply.metadata.message_type, "group": reply.metadata.group_id}
+    kind: dict[str, Any] = {"type": reply.metadata.message_type, "group": reply.metadata.group_id}
     kind["answers"] = bool(reply.metadata.reply_to_message_id)
     if reply.has_error():
         return {**kind, "error": reply.error.code, "why": "out of order" in str(reply.error.reason)}
@@ -80,7 +80,7 @@ def flowers_own() -> Seen:
     from flwr.simulation import run_simulation
 
     seen: Seen = []
-    resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}}
+    resources: Any = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}}
     run_simulation(server(seen), load_app(), NODES, backend_config=resources)
     return seen
 

@@ -54,7 +54,7 @@ def test_the_issues_scenarios_come_along() -> None:
     assert {name for name, _, _ in list_scenarios()} >= {
         *("iid", "size-skew", "dirichlet-0.5", "dirichlet-0.3", "dirichlet-0.1", "prevalence"),
         *("scanners", "dropout", "nonsense", "missing-labels", "missing-values"),
-        *("heart-disease", "real-life", "many-sites", "ladder", "ladder-breast"),
+        *("heart-disease", "real-life", "many-sites", "ladder", "ladder-breast", "half-labels"),
     }
 
 
