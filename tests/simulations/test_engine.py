@@ -11,51 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from federation_kit import LOCAL, ROUNDS, federation, study
 
 from client.hospital import Hospital
 from shared.errors import CoordinatorError, SimulationError
-from shared.study import Study
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow
-from simulations.build import Federation, SiteData
-from simulations.datasets import Facts
 from simulations.engine import Resources, close_workers, simulate
-from simulations.patients import Patients
-
-LOCAL = Resources(engine="local")
-ROUNDS = 3
-
-
-def patients(count: int, rng: np.random.Generator) -> Patients:
-    labels = np.arange(count) % 2
-    images = rng.uniform(-1, 0, (count, 1, 28, 28)).astype(np.float32)
-    images += labels[:, None, None, None].astype(np.float32) * 0.5
-    return Patients(images, np.arange(count), labels)
-
-
-def federation(sites: int = 3) -> Federation:
-    rng = np.random.default_rng(0)
-    hospitals = tuple(
-        SiteData(f"site-{n + 1}", patients(12 + 4 * n, rng), patients(6, rng)) for n in range(sites)
-    )
-    return Federation(hospitals, patients(6, rng), Facts("made up", ("no", "yes"), size=28))
-
-
-def study(sites: int = 3, **federation_keys: Any) -> Study:
-    plan = {"rounds": ROUNDS, "sites": sites, "min_sites": 1}
-    return Study.model_validate(
-        {
-            "name": "tiny",
-            "task": {"classes": ("no", "yes")},
-            "input": {"size": 28},
-            "model": {"name": "cnn", "widths": (4, 4), "hidden": 0},
-            "training": {"local_steps": 2, "sampling_rate": 0.5},
-            "privacy": {"delta": 1e-5},
-            "data": {"min_patients": 1},
-            "federation": plan | federation_keys,
-        }
-    )
 
 
 def model(folder: Path) -> bytes:
@@ -185,9 +147,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_killed_and_taken_up_again_the_bits_are_the_same(whole: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
+sys.path[:0] = [{str(Path(__file__).parents[1])!r}]
 from pathlib import Path
-from test_engine import LOCAL, federation, study
+from federation_kit import LOCAL, federation, study
 from simulations.engine import simulate
 import simulations.hospital
 found = simulations.hospital.Cast.hospital
