@@ -190,6 +190,10 @@ def _check_machine(resources: Resources) -> None:
                 f"simulations need {package}, which is not installed",
                 todo="Run `pip install 'consilium-fl[simulation]'`",
             )
+    if resources.ray_address:
+        from shared.flower.workers import check_reachable
+
+        check_reachable(resources.ray_address)
     if resources.gpus_per_client:
         import torch
 

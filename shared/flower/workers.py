@@ -158,7 +158,7 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if settings.address:
-        _check_reachable(settings.address)
+        check_reachable(settings.address)
         options["address"] = settings.address
     else:
         options |= {
@@ -188,7 +188,7 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
     return list(pool.pool)
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Knock at HOST:PORT; Ray itself would try for many minutes, in silence.
 
     Raises:

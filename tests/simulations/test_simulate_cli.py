@@ -145,6 +145,7 @@ def test_everything_that_comes_along_is_listed_one_line_each() -> None:
         (["sweep", "tiny.toml"], "this is one scenario"),
         (["report", "."], "there are no results here"),
         (["run", "tiny.toml", "--gpus-per-client", "1"], NO_GPU),
+        (["run", "tiny.toml", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers"),
         (["run", "tiny.toml", "--out", "tiny.toml"], "the results folder cannot be written"),
     ],
 )
@@ -154,6 +155,17 @@ def test_what_cannot_be_done_is_said_in_one_line(
     if message == NO_GPU and torch.cuda.is_available():
         return
     assert message in refused(*arguments)
+    assert not (here / "consilium-simulations").exists()
+
+
+@pytest.mark.parametrize("package", ["ray", "matplotlib"])
+def test_what_is_not_installed_is_said_before_anything_is_computed(
+    here: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # Python's own way to say there is none
+    said = refused("run", "tiny.toml")
+    assert f"simulations need {package}, which is not installed" in said
+    assert "pip install 'consilium-fl[simulation]'" in said
     assert not (here / "consilium-simulations").exists()
 
 
