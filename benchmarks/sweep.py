@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py privacy --data pneumoniamnist
     python benchmarks/sweep.py privacy --data breastmnist
-    python benchmarks/sweep.py ladder-breast
+    python benchmarks/sweep.py ladder --seed 0 --seed 1
 
 It is `consilium simulate sweep`: cells that are finished in `--out` are not computed again. The
 figures are means over the seeds with their 95 % interval; the noise of private runs is seeded.
@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--data", default="")
+    parser.add_argument("--seed", action="append", default=[], help="default: the sweep's own")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--workers", default="0")
     arguments = parser.parse_args()
@@ -122,8 +123,9 @@ def main() -> None:
     options = ["--out", str(out), "--workers", arguments.workers]
     if arguments.data:
         options += ["--data", str(data_folder() / f"{arguments.data}.npz")]
+    seeds = [word for seed in arguments.seed for word in ("--seed", seed)]
     command = [str(Path(sys.executable).with_name("consilium")), "simulate", "sweep"]
-    ended = subprocess.run([*command, arguments.name, *options], check=False).returncode
+    ended = subprocess.run([*command, arguments.name, *options, *seeds], check=False).returncode
     book = read_book(out)
     rows = [
         row(book, scenario, strategy)
@@ -132,8 +134,9 @@ def main() -> None:
         if book.finished(scenario, strategy)
     ]
     results = {"unfinished_cells": len(book.unfinished()), "seeded_noise": True, "rows": rows}
-    told_data = f" --data {arguments.data}" if arguments.data else ""
-    write_results(title, f"python benchmarks/sweep.py {arguments.name}{told_data}", results)
+    data = ["--data", arguments.data] if arguments.data else []
+    said = " ".join(["python benchmarks/sweep.py", arguments.name, *data, *seeds])
+    write_results(title, said, results)
     for each in rows:
         print(each["scenario"], each["strategy"], each["test_auc"], each["own_auc"])
     sys.exit(ended)
