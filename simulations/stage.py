@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,23 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from client.augment import is_active
 from client.data.cohort import PatientSet
+from shared.models import build_model
+from shared.models.cnn import Cnn
 from shared.study import Study
 from shared.subgroups import CELLS
 from simulations.patients import Patients
 
 if TYPE_CHECKING:
     from simulations.build import Federation
+
+Images = npt.NDArray[np.float32]
+
+MOST_SEEN = 2**31
+"""Most bytes for what the first steps make of all images; more is not kept, but made each time."""
+
+_BATCH = 256
 
 
 class Span(BaseModel):
@@ -43,7 +55,9 @@ def write_stage(folder: Path, federation: Federation, study: Study) -> tuple[Sid
     """Write all sites' patients, one after the other, and tell where each site's are.
 
     Patients without a class are left out, as a hospital sets them aside; of findings, those of
-    which nothing is known.
+    which nothing is known. Where the model has fixed first steps and nothing changes the images
+    before them, what those make of the images is written in their place, for the work of the
+    steps would be done again in every round; if that fits in `MOST_SEEN` bytes.
 
     Args:
         folder: An existing folder.
@@ -52,11 +66,13 @@ def write_stage(folder: Path, federation: Federation, study: Study) -> tuple[Sid
     """
     pairs = [(_labelled(site.train), _labelled(site.held_out)) for site in federation.sites]
     parts = [part for pair in pairs for part in pair]
-    _write(folder / "images.npy", [part.images for part in parts])
-    _write(folder / "owners.npy", [part.image_patient for part in parts])
-    _write(folder / "labels.npy", [part.labels for part in parts])
+    images, patients = sum(len(part.images) for part in parts), sum(map(len, parts))
+    _write(folder / "images.npy", _prepared([part.images for part in parts], study), images)
+    _write(folder / "owners.npy", (part.image_patient for part in parts), images)
+    _write(folder / "labels.npy", (part.labels for part in parts), patients)
     for name in study.privacy.subgroups:
-        _write(folder / f"group-{name}.npy", [_cells(part, name) for part in parts])
+        cells = (_cells(part, name) for part in parts)
+        _write(folder / f"group-{name}.npy", cells, patients)
     spans, image, patient = [], 0, 0
     for part in parts:
         spans.append(
@@ -117,12 +133,37 @@ def _cells(patients: Patients, name: str) -> npt.NDArray[np.int64]:
     return np.where(cells < 0, last, cells)
 
 
-def _write(path: Path, parts: list[npt.NDArray[np.generic]]) -> None:
+def _prepared(parts: list[Images], study: Study) -> Iterator[Images]:
+    """Yield the images, or what the model's fixed first steps make of them."""
+    model = None if study.table else build_model(study)
+    if not isinstance(model, Cnn) or is_active(study.training.augment):
+        yield from parts
+        return
+    one = _seen(model, np.zeros((1, *parts[0].shape[1:]), np.float32))
+    fits = one.nbytes * sum(map(len, parts)) <= MOST_SEEN
+    yield from (_seen(model, part) if fits else part for part in parts)
+
+
+def _seen(model: Cnn, images: Images) -> Images:
+    """Make the first steps, on one thread: with more, the last bits might differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            starts = range(0, max(1, len(images)), _BATCH)
+            return np.concatenate([model.see(torch.tensor(images[s : s + _BATCH])) for s in starts])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write(path: Path, parts: Iterable[npt.NDArray[np.generic]], length: int) -> None:
     """Write arrays one after the other into one file, without joining them in memory."""
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    whole = np.lib.format.open_memmap(path, mode="w+", dtype=parts[0].dtype, shape=shape)
+    rest = iter(parts)
+    first = next(rest)
+    shape = (length, *first.shape[1:])
+    whole = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=shape)
     start = 0
-    for part in parts:
+    for part in chain([first], rest):
         whole[start : start + len(part)] = part
         start += len(part)
     whole.flush()

@@ -31,7 +31,7 @@ class Cnn(nn.Module):
         super().__init__()
         self.size = min(size, _LARGEST_SIZE)
         stages: list[nn.Module] = []
-        inputs = WAVELET_CHANNELS * channels
+        self.seen = inputs = WAVELET_CHANNELS * channels
         for width in plan.widths:
             stages.append(_stage(inputs, width))
             inputs = width
@@ -43,10 +43,28 @@ class Cnn(nn.Module):
         self.head = nn.Linear(plan.hidden or features, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits [b, classes] of images [b, channels, size, size] in [-1, 1]."""
-        seen = wavelet_channels(functional.adaptive_avg_pool2d(images, self.size))
+        """Return logits [b, classes].
+
+        Args:
+            images: [b, channels, size, size] in [-1, 1], or what `see` made of them.
+        """
+        seen = images if images.shape[1] == self.seen else self.see(images)
         features = self.pool(self.stages(seen)).flatten(1)
         return cast(torch.Tensor, self.head(self.dense(features)))
+
+    def see(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the wavelet channels of images: all that is done before anything learned.
+
+        They are most of the work, and the same in every round: whoever trains on the same images
+        again and again, as a simulation does, makes them once.
+
+        Args:
+            images: [b, channels, size, size] in [-1, 1].
+
+        Returns:
+            [b, WAVELET_CHANNELS * channels, side, side], side half of at most 64.
+        """
+        return wavelet_channels(functional.adaptive_avg_pool2d(images, self.size))
 
 
 # Most pixels a side that the wavelets work on, most that the head sees, and groups of the norms.
