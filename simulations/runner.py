@@ -159,7 +159,7 @@ def _files(scenario: Scenario) -> list[Path]:
 def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: str) -> Cell:
     """Return a planned cell; its id stands for all that its figures depend on."""
     chosen = scenario.strategy(strategy)
-    way = digest_of(strategy, chosen.setting, chosen.study)
+    way = digest_of(strategy, chosen.setting, chosen.study, chosen.often)
     return Cell(
         id=digest_of(digest, way, seed, code_digest())[:16],
         scenario=scenario.name,

@@ -253,10 +253,27 @@ def _study(scenario: Scenario, strategy: str, sites: int, facts: Facts) -> Study
         values = merged(values, changes)
     if chosen.setting != "federated":
         values = merged(values, {"federation": {"sites": 1, "min_sites": 1}})
+    where = f"scenario {scenario.name}, strategy {strategy}"
     try:
-        return parse_study(values, f"scenario {scenario.name}, strategy {strategy}")
+        study = parse_study(values, where)
+        return parse_study(merged(values, _averaged(study, chosen.often, where)), where)
     except StudyError as error:
         raise SimulationError(error.what, error.where, "Correct the named keys") from None
+
+
+def _averaged(study: Study, often: int, where: str) -> dict[str, Any]:
+    """Return what lets the sites' work be averaged more often, with as many steps in all."""
+    steps, rounds = study.training.local_steps, study.federation.rounds
+    if steps % often:
+        raise SimulationError(
+            f"{steps} local steps cannot be parted into {often} rounds",
+            where,
+            "Choose training.local_steps so that the strategy's `often` divides it",
+        )
+    return {
+        "training": {"local_steps": steps // often},
+        "federation": {"rounds": rounds * often},
+    }
 
 
 def _from_data(facts: Facts) -> dict[str, Any]:

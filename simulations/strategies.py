@@ -20,6 +20,9 @@ class Strategy(Plan):
         default="federated", description="who learns together: sites, nobody, or one big site"
     )
     study: dict[str, Any] = Field(default_factory=dict, description="keys of study.toml")
+    often: int = Field(
+        default=1, ge=1, le=1000, description="so many times the rounds, of so much fewer steps"
+    )
 
     @field_validator("study")
     @classmethod
@@ -77,6 +80,14 @@ BUILT_IN: dict[str, Strategy] = {
     "trimmed-mean": _federated(
         "the mean without the extremes, by coordinate (Yin et al. 2018)",
         federation={"aggregator": "trimmed-mean", "trim": 0.25, "min_sites": 4},
+    ),
+    "often": Strategy(
+        description="updates averaged twice as often, with as many steps in all", often=2
+    ),
+    "often-scaffold": Strategy(
+        description="averaged twice as often, with control variates",
+        often=2,
+        study={"training": {"control": True}},
     ),
     "personal": _federated(
         "fine-tuned at each site, never leaving it (Wang et al. 2019)",

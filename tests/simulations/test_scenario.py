@@ -220,6 +220,20 @@ def test_built_in_strategies_make_valid_studies_that_differ(name: str) -> None:
     assert changed == (name != "fedavg")
 
 
+def test_averaging_more_often_takes_as_many_steps_in_all() -> None:
+    scenario = load_scenario(
+        "iid", {"study.federation.rounds": 5, "strategies.every-step": {"often": 6}}
+    )
+    plans = [study_of(scenario, name, 8) for name in ("fedavg", "often", "every-step")]
+    assert [(s.federation.rounds, s.training.local_steps) for s in plans] == [
+        (5, 6), (10, 3), (30, 1),
+    ]  # fmt: skip
+    with pytest.raises(SimulationError, match="6 local steps cannot be parted into 4 rounds"):
+        load_scenario(
+            "iid", {"strategies.four-times": {"often": 4}, "compare": ["fedavg", "four-times"]}
+        )
+
+
 def test_a_study_may_be_written_down_and_read_by_the_coordinator(tmp_path: Path) -> None:
     study = study_of(load_scenario("iid"), "fedprox", 8)
     lines = [
