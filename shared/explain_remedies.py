@@ -130,10 +130,16 @@ def _local(study: Study) -> list[Remedy]:
                 "Sound under privacy: these rounds have the same noise, though they never leave, "
                 "as their scores do.",
                 f"They take {100 * share:.0f} % of the training the budget is spread over, which "
-                "means more noise in every round.",
+                "means more noise in every round." + (_OWN_NOISE if study.privacy.enabled else ""),
             )
         )
     return found
+
+
+_OWN_NOISE = (
+    " Alone with its noise, a hospital of some tens of patients makes the model worse: simulate "
+    "such hospitals first, and use a personal model only where its scores are the better ones."
+)
 
 
 def _missing(study: Study) -> list[Remedy]:

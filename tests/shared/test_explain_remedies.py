@@ -80,6 +80,13 @@ def test_without_privacy_nothing_is_called_sound_or_noised(study, name: str, sai
     assert "epsilon" not in " ".join(explain_study(open_study))
 
 
+def test_personal_models_are_warned_of_where_a_small_hospitals_noise_would_spoil_them() -> None:
+    for enabled in (True, False):
+        study = make_study(training={"personal_rounds": 2}, privacy={"enabled": enabled})
+        (remedy,) = remedies(study)
+        assert ("simulate such hospitals first" in remedy.text) == enabled
+
+
 def test_plain_averaging_has_none() -> None:
     assert remedies(make_study()) == ()
     assert not [line for line in explain_study(make_study()) if line.startswith("Remedy")]
