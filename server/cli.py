@@ -25,7 +25,7 @@ app.add_typer(operate.app)
 
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]
 Hardware = Literal["cpu", "gpu"]
-Network = Literal["cnn", "attention"]
+Network = Literal["auto", "cnn", "linear", "attention"]
 Privacy = Literal["strong", "medium", "light", "none"]
 
 
@@ -90,7 +90,9 @@ def new_study(
     size: Annotated[
         int | None, typer.Option(min=28, max=256, help="side of the images; default: by hardware")
     ] = None,
-    model: Annotated[Network, typer.Option(help="kind of model")] = "cnn",
+    model: Annotated[
+        Network, typer.Option(help="kind of model; auto: by how much noise there is")
+    ] = "auto",
 ) -> None:
     """Propose a study from a few answers, with the reason for every choice.
 

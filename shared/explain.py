@@ -146,6 +146,7 @@ def _task(study: Study) -> list[tuple[str, str]]:
     name = {
         "cnn": "a convolutional network (cnn)",
         "attention": "an attention network over image patches (attention)",
+        "linear": "a linear model on fixed wavelets (linear)",
         "table": "a perceptron (table)",
     }[study.model.name]
     return [

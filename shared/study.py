@@ -18,6 +18,7 @@ from shared.study_parts import (
     CnnModel,
     Column,
     Input,
+    LinearModel,
     Loss,
     Plan,
     Table,
@@ -34,6 +35,7 @@ __all__ = [
     "Data",
     "Federation",
     "Input",
+    "LinearModel",
     "Loss",
     "Privacy",
     "ServerOptimiser",
@@ -159,9 +161,9 @@ class Study(Plan):
     task: Task
     input: Input = Input()
     table: Table | None = None
-    model: Annotated[CnnModel | AttentionModel | TableModel, Field(discriminator="name")] = (
-        CnnModel()
-    )
+    model: Annotated[
+        CnnModel | AttentionModel | LinearModel | TableModel, Field(discriminator="name")
+    ] = CnnModel()
     training: Training = Training()
     privacy: Privacy = Privacy()
     data: Data = Data()
@@ -184,8 +186,10 @@ class Study(Plan):
             raise ValueError("privacy.subgroups are read from images; a table has none")
         if self.table is not None and self.training.augment != Augment():
             raise ValueError("training.augment changes images; a table has none")
-        if self.table is not None and self.training.local_norms:
-            raise ValueError("training.local_norms: the model 'table' has no normalisation layers")
+        if isinstance(self.model, LinearModel | TableModel) and self.training.local_norms:
+            raise ValueError(
+                f"training.local_norms: the model '{self.model.name}' has no normalisation layers"
+            )
         return self
 
     @model_validator(mode="after")

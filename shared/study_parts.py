@@ -150,6 +150,13 @@ class AttentionModel(Plan):
         return self
 
 
+class LinearModel(Plan):
+    """A linear model on fixed wavelets: the least to learn, so the least that noise can spoil."""
+
+    name: Literal["linear"] = "linear"
+    grid: int = Field(default=7, ge=1, le=14, description="places a side that are told apart")
+
+
 class TableModel(Plan):
     """A perceptron on a table's columns; without hidden units, logistic regression."""
 

@@ -41,7 +41,7 @@ def version() -> None:
 
 @app.command()
 def demo(
-    model: Annotated[Literal["cnn", "attention"], typer.Option(help="the model")] = "cnn",
+    model: Annotated[Literal["cnn", "linear", "attention"], typer.Option(help="the model")] = "cnn",
     images: Annotated[
         Path | None, typer.Option(help="MedMNIST-layout .npz to use instead of phantoms")
     ] = None,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from client.augment import is_active
 from client.data.cohort import PatientSet
 from shared.models import build_model
-from shared.models.cnn import Cnn
+from shared.models.front import SeesWavelets
 from shared.study import Study
 from shared.subgroups import CELLS
 from simulations.patients import Patients
@@ -136,7 +136,7 @@ def _cells(patients: Patients, name: str) -> npt.NDArray[np.int64]:
 def _prepared(parts: list[Images], study: Study) -> Iterator[Images]:
     """Yield the images, or what the model's fixed first steps make of them."""
     model = None if study.table else build_model(study)
-    if not isinstance(model, Cnn) or is_active(study.training.augment):
+    if not isinstance(model, SeesWavelets) or is_active(study.training.augment):
         yield from parts
         return
     one = _seen(model, np.zeros((1, *parts[0].shape[1:]), np.float32))
@@ -144,7 +144,7 @@ def _prepared(parts: list[Images], study: Study) -> Iterator[Images]:
     yield from (_seen(model, part) if fits else part for part in parts)
 
 
-def _seen(model: Cnn, images: Images) -> Images:
+def _seen(model: SeesWavelets, images: Images) -> Images:
     """Make the first steps, on one thread: with more, the last bits might differ."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

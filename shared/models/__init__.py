@@ -13,6 +13,7 @@ from shared.errors import StudyError
 from shared.models.attention import Attention
 from shared.models.cnn import Cnn
 from shared.models.layers import draw_weights
+from shared.models.linear import Linear
 from shared.models.table import TableNet
 from shared.protocol import Statistics
 from shared.statistics import means_and_medians
@@ -23,6 +24,7 @@ Weights = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 MODELS: dict[str, Callable[[Any, int, int, int], nn.Module]] = {
     "cnn": Cnn,
     "attention": Attention,
+    "linear": Linear,
 }
 """Models of images: name in the study -> built from its plan, size, channels and classes."""
 

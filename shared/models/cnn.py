@@ -6,14 +6,13 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from shared.models.front import WAVELET_CHANNELS, wavelet_channels
+from shared.models.front import SeesWavelets
 from shared.models.layers import StandardisedConv2d
 from shared.study import CnnModel
 
 
-class Cnn(nn.Module):
+class Cnn(SeesWavelets):
     """Stages of standardised convolution, group norm, max pooling and ReLU; a dense head.
 
     The stages see each image in wavelet channels, on half its side. No layer couples the images
@@ -28,10 +27,9 @@ class Cnn(nn.Module):
     """
 
     def __init__(self, plan: CnnModel, size: int, channels: int, classes: int) -> None:
-        super().__init__()
-        self.size = min(size, _LARGEST_SIZE)
+        super().__init__(size, channels)
         stages: list[nn.Module] = []
-        self.seen = inputs = WAVELET_CHANNELS * channels
+        inputs = self.seen
         for width in plan.widths:
             stages.append(_stage(inputs, width))
             inputs = width
@@ -48,27 +46,12 @@ class Cnn(nn.Module):
         Args:
             images: [b, channels, size, size] in [-1, 1], or what `see` made of them.
         """
-        seen = images if images.shape[1] == self.seen else self.see(images)
-        features = self.pool(self.stages(seen)).flatten(1)
+        features = self.pool(self.stages(self.seen_of(images))).flatten(1)
         return cast(torch.Tensor, self.head(self.dense(features)))
 
-    def see(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the wavelet channels of images: all that is done before anything learned.
 
-        They are most of the work, and the same in every round: whoever trains on the same images
-        again and again, as a simulation does, makes them once.
-
-        Args:
-            images: [b, channels, size, size] in [-1, 1].
-
-        Returns:
-            [b, WAVELET_CHANNELS * channels, side, side], side half of at most 64.
-        """
-        return wavelet_channels(functional.adaptive_avg_pool2d(images, self.size))
-
-
-# Most pixels a side that the wavelets work on, most that the head sees, and groups of the norms.
-_LARGEST_SIZE, _LARGEST_GRID, _GROUPS = 64, 8, 4
+# Most places a side that the head sees, and groups of the norms.
+_LARGEST_GRID, _GROUPS = 8, 4
 
 
 def _stage(inputs: int, width: int) -> nn.Sequential:

@@ -8,7 +8,42 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 from torch.nn import functional
+
+
+class SeesWavelets(nn.Module):
+    """Base of models that see each image in wavelet channels, on half its side.
+
+    Args:
+        size: Side of the images in pixels, at least 28; above 64 they are averaged down to 64.
+        channels: Channels of the images.
+    """
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        self.size, self.seen = min(size, _LARGEST_SIZE), WAVELET_CHANNELS * channels
+
+    def see(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the wavelet channels of images: all that is done before anything learned.
+
+        They are most of the work, and the same in every round: whoever trains on the same images
+        again and again, as a simulation does, makes them once.
+
+        Args:
+            images: [b, channels, size, size] in [-1, 1].
+
+        Returns:
+            [b, WAVELET_CHANNELS * channels, side, side], side half of at most 64.
+        """
+        return wavelet_channels(functional.adaptive_avg_pool2d(images, self.size))
+
+    def seen_of(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the wavelet channels of images, or of what `see` made of them already."""
+        return images if images.shape[1] == self.seen else self.see(images)
+
+
+_LARGEST_SIZE = 64  # pixels a side that the wavelets work on
 
 
 def contrast_channels(images: torch.Tensor) -> torch.Tensor:

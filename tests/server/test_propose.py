@@ -96,10 +96,33 @@ def test_every_key_stands_below_a_reason(small: Proposal) -> None:
 def test_the_model_is_the_one_wished_for_however_much_data_there_is(
     patients: int, hardware: Hardware
 ) -> None:
-    for wish in get_args(Network):
+    for wish in set(get_args(Network)) - {"auto"}:
         answers = wishes(patients=patients, hardware=hardware, model=wish, privacy="none")
         assert propose(answers).study.model.name == wish
     assert propose(wishes(patients=patients, privacy="none")).study.model.name == "cnn"
+
+
+@pytest.mark.parametrize(
+    ("patients", "sites", "privacy", "model"),
+    [
+        (180, 3, "light", "linear"),  # breast ultrasound, three hospitals
+        (180, 3, "none", "cnn"),
+        (1800, 3, "light", "cnn"),  # chest radiographs, three hospitals
+        (180, 300, "light", "cnn"),  # the noise of many small hospitals averages out
+        (500, 3, "strong", "linear"),
+    ],
+)
+def test_few_patients_and_much_noise_get_the_linear_model(
+    patients: int, sites: int, privacy: Wish, model: str
+) -> None:
+    proposal = propose(wishes(patients=patients, sites=sites, privacy=privacy))
+    study = proposal.study
+    assert study.model.name == model
+    if privacy != "none":
+        train = round(patients * 0.85)
+        joint = ratio(study, train) / math.sqrt(sites)
+        assert (joint >= BEARABLE) == (model == "linear")
+        assert (f"{joint:.3f}" in proposal.to_toml()) == (model == "linear")
 
 
 @given(st.none() | st.integers(28, 256), st.sampled_from(["cpu", "gpu"]))

@@ -47,7 +47,8 @@ COLUMNS = [
 def make_study(model: str, loss: str, findings: bool) -> Study:
     name, _, missing = model.partition(" ")
     table = {"table": {"columns": COLUMNS, "missing": missing, "bins": 4}} if missing else {}
-    size = {"layers": [6]} if missing else {"widths": [4, 4]} if name == "cnn" else {"width": 16}
+    sizes = {"cnn": {"widths": [4, 4]}, "attention": {"width": 16}, "linear": {"grid": 2}}
+    size = {"layers": [6]} if missing else sizes[name]
     return Study.model_validate(
         {
             "name": "t",

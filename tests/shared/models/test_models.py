@@ -181,7 +181,8 @@ def test_initial_weights_follow_from_the_digest_alone(name: str) -> None:
     other = initial_weights(study.model_copy(update={"description": "another"}))
     assert first.keys() == again.keys() == dict(build_model(study).named_parameters()).keys()
     assert all(a.dtype == np.float32 and np.array_equal(a, again[n]) for n, a in first.items())
-    assert any(not np.array_equal(a, other[n]) for n, a in first.items())
+    differs = any(not np.array_equal(a, other[n]) for n, a in first.items())
+    assert differs == (name != "linear")  # whose only layer is the head, which starts at zero
     assert all(np.isfinite(a).all() for a in first.values())
     assert not first["head.weight"].any()
 
@@ -233,3 +234,28 @@ def stirred(name: str, **plan: object) -> torch.nn.Module:
         for p in model.parameters():
             p += 0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     return model
+
+
+def test_the_linear_model_weighs_the_wavelets_of_each_place() -> None:
+    model = build_model(make_study("linear", grid=2)).double()
+    weights = torch.randn(
+        3, WAVELET_CHANNELS * 4, generator=torch.Generator().manual_seed(1)
+    ).double()
+    with torch.no_grad():
+        model.get_parameter("head.weight").copy_(weights)
+    images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(2)).double() * 2 - 1
+    seen = wavelet_channels(images)
+    quarters = seen.unflatten(3, (2, 7)).unflatten(2, (2, 7)).mean(dim=(3, 5)).flatten(1)
+    expected = quarters @ weights.T / (WAVELET_CHANNELS * 4) ** 0.5 + model.get_parameter(
+        "head.bias"
+    )
+    assert torch.allclose(model(images), expected, rtol=1e-9)
+    assert torch.equal(model(seen), model(images))
+
+
+def test_the_linear_model_has_a_tenth_of_the_cnns_parameters() -> None:
+    linear, cnn = (
+        sum(p.numel() for p in build_model(make_study(name)).parameters())
+        for name in ("linear", "cnn")
+    )
+    assert 10 * linear < 1.2 * cnn
