@@ -47,19 +47,23 @@ def sources() -> list[Path]:
 
 
 @cache
-def code_version() -> str:
-    """Return the release, and in a checkout the commit, marked if files were changed since."""
+def code_version(root: Path = ROOT) -> str:
+    """Return the release, and in a checkout the commit, marked if files were changed since.
+
+    Installed in somebody else's repository, in a virtual environment there, the code is not of
+    that repository's commits.
+
+    Args:
+        root: The folder that holds the packages.
+    """
     release = version("consilium-fl")
     try:
-        found = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        if Path(_git(root, "rev-parse", "--show-toplevel")) != root.resolve():
+            return release
+        commit = _git(root, "describe", "--always", "--abbrev=12", "--dirty")
     except (OSError, subprocess.CalledProcessError):
         return release
-    return f"{release}, commit {found.stdout.strip()}"
+    return f"{release}, commit {commit}"
 
 
 @cache
@@ -112,3 +116,9 @@ def _processor() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return found.stdout.strip()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
-from simulations.identity import PACKAGES, ROOT, sources
+import pytest
+
+from simulations.identity import PACKAGES, ROOT, code_version, sources
 
 COMPUTES = (
     *("simulations.experiment", "simulations.engine", "simulations.measure", "simulations.build"),
@@ -49,3 +53,33 @@ def test_what_shows_figures_only_is_not() -> None:
         *("simulations/plots.py", "simulations/report_words.py", "simulations/summary.py"),
         *("simulations/simulate_cli.py", "server/report.py", "client/cli.py"),
     } <= shown
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with a commit, and in it a virtual environment that git ignores."""
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    (tmp_path / ".venv" / "lib").mkdir(parents=True)
+    author = ("-c", "user.name=a", "-c", "user.email=a@b.org", "-c", "commit.gpgSign=false")
+    for words in (("init", "-q"), ("add", "."), (*author, "commit", "-q", "-m", "mine")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_the_version_is_the_commit_of_a_checkout(repository: Path) -> None:
+    head = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"],
+        cwd=repository,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    assert code_version(repository) == f"{version('consilium-fl')}, commit {head}"
+
+
+def test_the_version_is_never_the_commit_of_a_repository_around(repository: Path) -> None:
+    assert code_version(repository / ".venv" / "lib") == version("consilium-fl")
+
+
+def test_the_version_outside_of_any_repository_is_the_release(tmp_path: Path) -> None:
+    assert code_version(tmp_path) == version("consilium-fl")
