@@ -26,6 +26,7 @@ EventName = Literal[
     "reply-sent",
     "patient-opted-out",
     "study-closed",
+    "predictions-made",
     "clock-accepted",
     "ledger-adopted",
     "ledger-replaced",
@@ -57,7 +58,7 @@ class Event(BaseModel):
     Attributes:
         by: Who decided (approvals and other acts of a person).
         error: Class of an error, never its text.
-        patients: Number of training patients.
+        patients: Number of training patients, or of those predicted for.
         epsilon: Spent in the study so far, at `delta`; None: not stated, or no guarantee.
     """
 

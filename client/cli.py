@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from client.privacy_cli import By, Home
 from client.site import Site, load_site
 from shared.errors import SiteError
 from shared.study import Study
+
+if TYPE_CHECKING:
+    from client.approvals import Approvals
 
 app = typer.Typer(help="Run a hospital's node.", no_args_is_help=True)
 app.add_typer(privacy_cli.app)
@@ -88,9 +91,7 @@ def show(home: Home, digest: Digest) -> None:
     from shared.explain import explain_study
 
     site = load_site(home)
-    approvals = Approvals(site)
-    known = [*approvals.offered(), *(a.study for a in approvals.approved())]
-    study = next(s for s in known if s.digest == _whole(digest, [s.digest for s in known]))
+    study = _known(Approvals(site), digest)
     for line in explain_study(study):
         typer.echo(line)
     _warn(site, study)
@@ -139,6 +140,38 @@ def data(
 
 
 @app.command()
+def predict(
+    home: Home,
+    study: Annotated[str, typer.Option(help="the study's digest, or its first digits")],
+    out: Annotated[Path, typer.Option(help="CSV file to write; it names patients")],
+    images: Annotated[
+        Path | None, typer.Option(help="folder of DICOM files, instead of the site's own patients")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="a released model.safetensors, instead of the site's own")
+    ] = None,
+) -> None:
+    """Predict with the site's own model of a study; the file stays here."""
+    from client.hospital import open_hospital
+    from client.personal import personal_model
+    from client.predict import from_cohort, from_folder, predict_patients, released_model
+
+    hospital = open_hospital(home)
+    plan = _known(hospital.approvals, study)
+    chosen = released_model(model, plan) if model else personal_model(hospital, plan)
+    asked = from_folder(hospital, plan, images) if images else from_cohort(hospital, plan)
+    count = predict_patients(hospital, plan, chosen, asked, out)
+    for note in asked.notes:
+        typer.echo(note, err=True)
+    typer.echo(f"Wrote {out}: {count} patients, by the {'released' if model else 'own'} model.")
+    typer.echo(
+        "This is not a medical device: it may support a decision and never makes one. The file "
+        "names patients; it must stay here.",
+        err=True,
+    )
+
+
+@app.command()
 def audit(
     home: Home,
     last: Annotated[int, typer.Option(min=1, help="how many lines to show")] = 20,
@@ -153,6 +186,13 @@ def audit(
         shown = line.model_dump(exclude_defaults=True, exclude={"prev", "hash"})
         typer.echo("  ".join(f"{key}={value}" for key, value in shown.items()))
     typer.echo(f"{len(lines)} lines, the chain is whole.")
+
+
+def _known(approvals: Approvals, digest: str) -> Study:
+    """Return the study of a digest's first digits, be it offered or approved."""
+    known = [*approvals.offered(), *(approval.study for approval in approvals.approved())]
+    whole = _whole(digest, [study.digest for study in known])
+    return next(study for study in known if study.digest == whole)
 
 
 def _whole(digest: str, known: list[str]) -> str:

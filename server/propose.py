@@ -234,8 +234,8 @@ def model(wishes: Wishes, size: int, study: Study) -> Choice:
 
 
 FEW_PATIENTS = (
-    "With noise and few patients it learns more than a cnn, which is better with less noise or more "
-    "patients"
+    "With noise and few patients it learns more than a cnn; with less noise or more patients the "
+    "cnn is better"
 )
 
 

@@ -18,39 +18,52 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("client", "server", "shared", "simulations")
 
 _SHOWS_ONLY = re.compile(
-    r"(.*cli|report.*|plots.*|tables|summary|progress|chart.*|demo.*|live|markup)\.py"
+    r"(client/(privacy_)?cli"
+    r"|server/(cli|charts|live|markup|report\w*)"
+    r"|simulations/(\w*cli|demo\w*|plots\w*|progress|report\w*|summary|audit/report))\.py"
 )
-"""Modules that show figures and do not make any: a change there leaves results standing."""
+"""Modules that show figures and do not make any: a change there leaves results standing.
+
+Named by path: `client/data/report.py` decides with the data report whether a site takes part.
+"""
 
 
 @cache
 def code_digest() -> str:
     """Return the SHA-256 of the sources that decide the figures, and of what they stand on."""
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if not _SHOWS_ONLY.fullmatch(path.name):
-                digest.update(str(path.relative_to(ROOT)).encode() + b"\0")
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in sources():
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     for library in ("torch", "numpy", "opacus"):
         digest.update(f"{library} {version(library)}\0".encode())
     return digest.hexdigest()
 
 
+def sources() -> list[Path]:
+    """Return the files of the code that decides the figures: all but what shows them only."""
+    files = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+    return [path for path in files if not _SHOWS_ONLY.fullmatch(str(path.relative_to(ROOT)))]
+
+
 @cache
-def code_version() -> str:
-    """Return the release, and in a checkout the commit, marked if files were changed since."""
+def code_version(root: Path = ROOT) -> str:
+    """Return the release, and in a checkout the commit, marked if files were changed since.
+
+    Installed in somebody else's repository, in a virtual environment there, the code is not of
+    that repository's commits.
+
+    Args:
+        root: The folder that holds the packages.
+    """
     release = version("consilium-fl")
     try:
-        found = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        if Path(_git(root, "rev-parse", "--show-toplevel")) != root.resolve():
+            return release
+        commit = _git(root, "describe", "--always", "--abbrev=12", "--dirty")
     except (OSError, subprocess.CalledProcessError):
         return release
-    return f"{release}, commit {found.stdout.strip()}"
+    return f"{release}, commit {commit}"
 
 
 @cache
@@ -103,3 +116,9 @@ def _processor() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return found.stdout.strip()

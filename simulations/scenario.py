@@ -252,13 +252,20 @@ def _study(scenario: Scenario, strategy: str, sites: int, facts: Facts) -> Study
     for changes in (scenario.study, chosen.study):
         values = merged(values, changes)
     if chosen.setting != "federated":
-        values = merged(values, {"federation": {"sites": 1, "min_sites": 1}})
+        values = merged(values, _ONE_SITE)
     where = f"scenario {scenario.name}, strategy {strategy}"
     try:
         study = parse_study(values, where)
         return parse_study(merged(values, _averaged(study, chosen.often, where)), where)
     except StudyError as error:
         raise SimulationError(error.what, error.where, "Correct the named keys") from None
+
+
+_ONE_SITE: dict[str, Any] = {
+    "federation": {"sites": 1, "min_sites": 1, "aggregator": "mean"},
+    "training": {"control": False, "local_norms": False, "personal_rounds": 0},
+}
+"""What a federation of one site cannot have, or would pay privacy for without a use of it."""
 
 
 def _averaged(study: Study, often: int, where: str) -> dict[str, Any]:

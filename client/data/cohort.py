@@ -11,7 +11,7 @@ from client.site import Policy, Site
 from shared.errors import DataError, PolicyRefusal
 from shared.study import Study
 
-__all__ = ["Cohort", "PatientSet", "load_cohort"]
+__all__ = ["Cohort", "PatientSet", "load_cohort", "read_cohort"]
 
 
 def load_cohort(site: Site, study: Study, *, use_cache: bool = True) -> Cohort:
@@ -31,14 +31,30 @@ def load_cohort(site: Site, study: Study, *, use_cache: bool = True) -> Cohort:
         PolicyRefusal: `policy-cohort`: fewer patients than the site's policy asks for.
         SiteError: The site's own files (vault, reports) or the decoding process fail.
     """
+    cohort, where = _read(site, study, use_cache=use_cache)
+    _check_study(cohort.report, study, where)
+    _check_policy(cohort.report, study, site.config.policy, where)
+    return cohort
+
+
+def read_cohort(site: Site, study: Study) -> Cohort:
+    """Return a cohort for the hospital's own use, be it too small to train on.
+
+    Raises:
+        DataError: The site has no data of the study's kind, or it cannot be read.
+        SiteError: As `load_cohort`.
+    """
+    cohort, _ = _read(site, study, use_cache=True)
+    return cohort
+
+
+def _read(site: Site, study: Study, *, use_cache: bool) -> tuple[Cohort, str]:
+    """Return the cohort, and where its report is."""
     if study.table is not None:
         cohort = table_cohort(site, study)
     else:
         cohort = image_cohort(site, study, use_cache=use_cache)
-    where = str(write_report(cohort.report, site.reports))
-    _check_study(cohort.report, study, where)
-    _check_policy(cohort.report, study, site.config.policy, where)
-    return cohort
+    return cohort, str(write_report(cohort.report, site.reports))
 
 
 def _check_study(report: DataReport, study: Study, where: str) -> None:

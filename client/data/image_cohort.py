@@ -49,9 +49,8 @@ def image_cohort(site: Site, study: Study, *, use_cache: bool) -> Cohort:
     vault = Vault.open(site.vault_key)
     images, notes = _images(site, study, vault, matched, use_cache=use_cache)
     entries = settle(_with_images(matched, images))
-    train, held_out = (
-        _patient_set(side, images, vault, study) for side in _split(entries, study.data.held_out)
-    )
+    sides = _split(entries, study.data.held_out)
+    train, held_out = (_patient_set(side, images, vault, study) for side in sides)
     report = DataReport(
         study=study.name,
         digest=study.digest,
@@ -64,7 +63,8 @@ def image_cohort(site: Site, study: Study, *, use_cache: bool) -> Cohort:
         held_out_patients=len(held_out),
         **_found(folder, entries, notes),
     )
-    return Cohort(train, held_out, report)
+    names = {vault.pseudonym(patient): patient for side in sides for patient in side}
+    return Cohort(train, held_out, report, names)
 
 
 Side = dict[str, list[Entry]]

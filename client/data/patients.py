@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -65,11 +66,19 @@ def trainable(patients: PatientSet, study: Study) -> PatientSet:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A study's patients at a site, each on one side only."""
+    """A study's patients at a site, each on one side only.
+
+    Attributes:
+        train: To train on.
+        held_out: To evaluate on.
+        report: What the data came to.
+        names: Each patient's id by pseudonym, for the hospital's own eyes.
+    """
 
     train: PatientSet
     held_out: PatientSet
     report: DataReport
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not set(self.train.patients).isdisjoint(self.held_out.patients):

@@ -53,7 +53,8 @@ def table_cohort(site: Site, study: Study) -> Cohort:
         left_out=len(everybody) - len(train),
         columns=found.columns,
     )
-    return Cohort(train, held_out, report)
+    usable = (row.patient for row in found.rows if row.reason is None)
+    return Cohort(train, held_out, report, {vault.pseudonym(name): name for name in usable})
 
 
 def _patient_set(rows: Sequence[TableRow], vault: Vault, study: Study) -> PatientSet:

@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from simulation_kit import MadeUp, write_results
 
 from simulations.build import build_federation
 from simulations.cli import app
+from simulations.engine import Resources, simulate
+from simulations.experiment import run_cell
+from simulations.records import FINAL
+from simulations.runner import plan_jobs
 from simulations.scenario import load_scenario, study_of
 from simulations.strategies import BUILT_IN
 from simulations.sweep import SweepPlan, load_sweep
@@ -107,6 +112,22 @@ def test_the_data_sets_of_the_page_become_federations(
     federation = build_federation(loaded, 0)
     assert sorted(site.name for site in federation.sites) == names
     assert len(federation.test) >= 100
+
+
+def test_the_images_of_the_page_can_be_learned(here: Path) -> None:
+    run_snippet(block("python", "mine.npz"))
+    short = {"compare": ["fedavg"], "study.federation.rounds": 4}
+    scenario = load_scenario(saved("mine.toml", block("toml", 'name = "mine"')), short)
+    compute = partial(simulate, resources=Resources(engine="local"))
+    (job,) = plan_jobs([scenario])
+    federation = build_federation(scenario, 0)
+    done = run_cell(job.cell, scenario, federation, here / "cell", compute, "cpu", lambda _: None)
+    (auc,) = (
+        m.value for m in done.measurements
+        if (m.metric, m.where, m.round, m.subgroup) == ("auc", "test", FINAL, "")
+    )  # fmt: skip
+    assert auc is not None
+    assert auc > 0.8
 
 
 def test_the_strategy_that_takes_code_works_as_the_diff_has_it(here: Path) -> None:

@@ -190,6 +190,27 @@ def test_the_strategy_has_the_last_word_on_the_study_and_data_the_first() -> Non
     assert alone.training.proximal == 0.5
 
 
+@pytest.mark.parametrize("setting", ["alone", "pooled"])
+@pytest.mark.parametrize(
+    "several",
+    [
+        {"federation": {"aggregator": "median", "min_sites": 3}},
+        {"federation": {"aggregator": "trimmed-mean", "trim": 0.25, "min_sites": 4}},
+        {"training": {"control": True, "personal_rounds": 2}},
+    ],
+)
+def test_what_takes_several_sites_is_not_asked_of_one(
+    setting: str, several: dict[str, Any]
+) -> None:
+    scenario = parsed(study=merged({"training": {"local_steps": 3}}, several))
+    plain = parsed(study={"training": {"local_steps": 3}})
+    one, unchanged = (study_of(each, setting, 4) for each in (scenario, plain))
+    assert (one.federation.aggregator, one.federation.min_sites) == ("mean", 1)
+    assert one.training == unchanged.training
+    together = study_of(scenario, "fedavg", 4).model_dump()
+    assert merged(together, several) == together, "sites that learn together have it"
+
+
 def test_studies_of_images_and_findings_follow_the_data() -> None:
     scenario = load_scenario("missing-labels", {"data.size": 40})
     study = study_of(scenario, "fedavg", 6)
