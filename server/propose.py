@@ -96,9 +96,9 @@ def propose(wishes: Wishes) -> Proposal:
         federation(wishes),
         cohort(wishes),
     ]
-    found = schedule(wishes, choices)
+    noise, found = schedule(wishes, choices)
     # The round count belongs to the federation, the rest to the training.
-    choices[4:4] = [model(wishes, size.values["size"], _study([*choices, *found])), *found]
+    choices[4:4] = [model(wishes, size.values["size"], noise), *found]
     return Proposal(_study(choices), tuple(choices))
 
 
@@ -195,22 +195,20 @@ MEASURED = (
 )
 
 
-def model(wishes: Wishes, size: int, study: Study) -> Choice:
+def model(wishes: Wishes, size: int, noise: float) -> Choice:
     """Choose the model: the one wished for, or the one that bears the noise.
 
     Args:
         wishes: The answers.
         size: Side of the images in pixels.
-        study: As chosen so far, with any model.
+        noise: Noise over signal at the smallest site; 0 without privacy.
     """
     patch = patch_side(size)
-    noise = joint_noise(wishes, study)
-    if wishes.model == "linear" or (wishes.model == "auto" and noise >= BEARABLE):
-        asked = (
-            "as asked for"
-            if wishes.model == "linear"
-            else (f"since noise over signal of all sites together is about {noise:.3f}")
-        )
+    if is_linear(wishes, noise):
+        asked = "as asked for"
+        if wishes.model == "auto":
+            joint = noise / math.sqrt(wishes.sites)
+            asked = f"since noise over signal of all sites together is about {joint:.3f}"
         return Choice(
             "model",
             {"name": "linear"},
@@ -239,26 +237,31 @@ FEW_PATIENTS = (
 )
 
 
-def joint_noise(wishes: Wishes, study: Study) -> float:
-    """Return noise over signal of the mean of all sites, as if all were as the smallest one."""
-    if not study.privacy.enabled:
-        return 0.0
-    train = training_patients(wishes)
-    ratio = training_noise(study, train) / (study.training.sampling_rate * train)
-    return ratio / math.sqrt(wishes.sites)
+def is_linear(wishes: Wishes, noise: float) -> bool:
+    """Tell whether the linear model is chosen: where the mean of all sites is still noisy.
+
+    Args:
+        wishes: The answers.
+        noise: Noise over signal at the smallest site; all are taken to be like it.
+    """
+    noisy = noise / math.sqrt(wishes.sites) >= BEARABLE
+    return wishes.model == "linear" or (wishes.model == "auto" and noisy)
 
 
-def schedule(wishes: Wishes, choices: list[Choice]) -> list[Choice]:
+def schedule(wishes: Wishes, choices: list[Choice]) -> tuple[float, list[Choice]]:
     """Choose rounds and sampling rate so that the smallest site's noise is bearable.
 
     The first of `PLANS` is taken whose noise over signal is below the bound of "learns well";
     failing that, the first that comes close to the least noise.
+
+    Returns:
+        Noise over signal at the smallest site, 0 without privacy; and the choices.
     """
     train = training_patients(wishes)
     if wishes.privacy == "none":
         rate = next((q for _, q in PLANS if q * train >= 32), PLANS[-1][1])
         reason = f"Lots of about {rate * train:.0f} patients at the smallest site; without noise "
-        return _as_choices(PLANS[0][0], rate, reason + "they need not be larger.")
+        return 0.0, _as_choices(PLANS[0][0], rate, reason + "they need not be larger.")
     ratios: dict[tuple[int, float], float] = {}
     for rounds, rate in PLANS:
         study = _study([*choices, *_as_choices(rounds, rate, "")])
@@ -268,15 +271,17 @@ def schedule(wishes: Wishes, choices: list[Choice]) -> list[Choice]:
     enough = max(BEARABLE, WORTH * min(ratios.values()))
     rounds, rate = next(plan for plan, ratio in ratios.items() if ratio < enough)
     ratio = ratios[rounds, rate]
+    network = "linear" if is_linear(wishes, ratio) else "cnn"
     reason = (
         f"The smallest site trains on about {train:,} patients, in lots of about "
-        f"{rate * train:.0f}. Noise over signal there is {ratio:.3f}: {verdict(ratio)}. "
+        f"{rate * train:.0f}. Noise over signal there is {ratio:.3f}: "
+        f"{verdict(ratio, network)}. "
     )
     if ratio < BEARABLE:
         reason += "Smaller lots would save time but add noise."
     else:
         reason += "Larger lots hardly help; more patients or a larger epsilon would."
-    return _as_choices(rounds, rate, reason)
+    return ratio, _as_choices(rounds, rate, reason)
 
 
 def privacy(wishes: Wishes) -> Choice:

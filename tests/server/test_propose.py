@@ -182,7 +182,7 @@ def test_a_small_site_gets_the_least_noise_there_is_and_is_told(small: Proposal)
         assert chosen < WORTH * ratio(other, 170)
     text = small.to_toml().replace("\n# ", " ")
     assert "a larger epsilon would" in text
-    assert f"{chosen:.3f}: {verdict(chosen)}" in text
+    assert f"{chosen:.3f}: {verdict(chosen, 'linear')}" in text
 
 
 def test_no_privacy_is_written_down_as_what_it_is() -> None:

@@ -161,3 +161,10 @@ def test_every_topic_is_one_entry_of_its_own() -> None:
     study = make_study()
     assert explain_study(study) == [f"{topic}: {text}" for topic, text in study_topics(study)]
     assert len(dict(study_topics(study))) == len(study_topics(study))
+
+
+def test_the_linear_model_bears_three_times_the_noise() -> None:
+    assert verdict(0.1) == "will mostly contribute noise" != verdict(0.1, "linear")
+    assert verdict(0.31, "linear") == verdict(0.31)
+    study = make_study(model={"name": "linear"})
+    assert site_noise(study, 300).verdict == verdict(site_noise(study, 300).noise_to_signal / 3)
