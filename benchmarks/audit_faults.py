@@ -1,23 +1,30 @@
 """Private training gone wrong in ways that were found in real systems, for the audit to flag.
 
-Each wraps the product's functions from outside; the product has no switch for any of them.
+Each wraps or replaces the product's functions from outside; the product has no switch for any of
+them.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+import client.hospital
+import client.training
 from client.data.cohort import PatientSet
+from client.hospital import Hospital
 from client.privacy.sampler import Lot, choose_images, draw_lot
 from client.privacy.stream import RandomStream
 from shared.accounting import calibrate
 from shared.study import Study
 from simulations.audit.attack import product_round
+from simulations.seeded import SeededStream
 
 UNCLIPPED = 1000.0  # larger than any patient's gradient here, and the largest a study allows
 
@@ -186,6 +193,23 @@ class ForkedStream(RandomStream):
         return self._generator.bytes(size)
 
 
+def seeded_hospital(*given: Any) -> Hospital:
+    """Open a hospital whose randomness follows from the request."""
+    return Hospital(*given, make_stream=lambda request: SeededStream(0, request.run, request.round))
+
+
+@contextmanager
+def planted(fault: str) -> Iterator[None]:
+    """Put a fault of `INSIDE` where the product looks its own function up."""
+    module, name, make = INSIDE[fault]
+    sound = getattr(module, name)
+    setattr(module, name, make())
+    try:
+        yield
+    finally:
+        setattr(module, name, sound)
+
+
 def _lot(stream: RandomStream, image_patient: torch.Tensor, patients: torch.Tensor, k: int) -> Lot:
     images, owner = choose_images(stream, image_patient, patients, k)
     return Lot(patients, images, owner)
@@ -211,4 +235,8 @@ STREAMS = {
     "Python's global generator": PythonStream,
     "a fixed seed": FixedStream,
     "alike after a fork": ForkedStream,
+}
+INSIDE = {
+    "shuffled epochs inside training": (client.training, "draw_lot", ShuffledLots),
+    "seeded stream from make_stream": (client.hospital, "Hospital", lambda: seeded_hospital),
 }

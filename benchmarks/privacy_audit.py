@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 import matplotlib as mpl
-from audit_faults import SAMPLERS, STREAMS, TRAINERS
+from audit_faults import INSIDE, SAMPLERS, STREAMS, TRAINERS, planted
 from common import RESULTS, write_results
 
 from client.privacy.sampler import draw_lot
@@ -20,7 +20,8 @@ from client.privacy.stream import OsStream
 from simulations.audit.attack import Trainer, attack, product_round
 from simulations.audit.canaries import AuditPlan
 from simulations.audit.lots import check_lots
-from simulations.audit.replay import check_replay
+from simulations.audit.replay import check_replay, hospital_streams
+from simulations.audit.report import audit
 from simulations.seeded import SeededStream
 
 mpl.use("svg")
@@ -50,7 +51,8 @@ def check_chance() -> dict[str, Any]:
     """Check the product's lots and randomness, and faulty ones."""
     lots = {"the product's": check_lots(draw_lot, OsStream())}
     lots |= {name: check_lots(make(), SeededStream(0, name)) for name, make in SAMPLERS.items()}
-    replays = {"the product's": check_replay(OsStream)}
+    with hospital_streams(AuditPlan().study()) as open_stream:
+        replays = {"the product's": check_replay(open_stream)}
     replays |= {name: check_replay(stream) for name, stream in STREAMS.items()}
     return {
         "lots": {
@@ -62,6 +64,16 @@ def check_chance() -> dict[str, Any]:
         },
         "replay": {name: {"flagged": not found.unpredictable} for name, found in replays.items()},
     }
+
+
+def audit_inside() -> dict[str, Any]:
+    """Run the whole audit on the product, and with faults inside what it calls."""
+    plan = AuditPlan(epsilon=1.0)
+    found = {"the product": audit(plan, SeededStream(0, "inside")).findings}
+    for fault in INSIDE:
+        with planted(fault):
+            found[fault] = audit(plan, SeededStream(0, "inside")).findings
+    return {name: {"flagged": bool(said), "findings": said} for name, said in found.items()}
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -94,7 +106,9 @@ def main() -> None:
     rows = [run_row(f"as it is, claim {claim:g}", claim, product_round, seeds) for claim in CLAIMS]
     rows += [run_row(f"{name}, claim 1", 1.0, fault, seeds) for name, fault in TRAINERS.items()]
     command = f"python benchmarks/privacy_audit.py --seeds {seeds}"
-    write_results("privacy_audit", command, {"audits": rows, **check_chance()})
+    write_results(
+        "privacy_audit", command, {"audits": rows, **check_chance(), "whole": audit_inside()}
+    )
     draw(rows)
 
 

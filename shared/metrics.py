@@ -9,6 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shared.intervals import (
+    FALSE_POSITIVES,
+    average_precision_interval,
+    calibration_gaps,
+    ece_interval,
+    sensitivity_interval,
+)
 from shared.protocol import ScoreHistogram
 from shared.study import Study
 
@@ -21,9 +28,13 @@ _PUBLIC_SEED = 20_080_321
 _SMOOTHING = 0.5
 # A class whose estimated size is below this many standard deviations of its noise is not there.
 _TOLD_FROM_NOISE = 2.0
-_ECE_GROUPS = 8
 _NAMES = ("auc", "average_precision", "sensitivity_at_95_specificity", "ece", "brier")
-_UNBIASED = [0, 4]
+# Those that are not ratios of sums of signed counts, by their place among the names.
+_FROM_SINGLE_BINS = {
+    1: average_precision_interval,
+    2: sensitivity_interval,
+    3: ece_interval,
+}
 
 
 @dataclass(frozen=True)
@@ -34,10 +45,12 @@ class Summary:
     Multi-class values are means over the classes, one against the rest. A value is None, with
     the interval [0, 1], when no class has both its positives and its negatives told from noise.
 
-    In simulations with 16 bins the intervals of AUC, average precision and Brier score cover
-    the truth in 91 to 100 % of cases. Those of sensitivity and ECE, which depend on single
-    bins, fall to 80 % where the noise is as large as the counts of a bin, and with finer bins
-    than the patients can fill only those of AUC and Brier score hold.
+    In 1000 simulated evaluations of each of 24 settings (no noise, epsilon 8, 3 and 1; 55 to
+    7000 patients; 16 bins), of those that showed a value these held the population's: 94 to
+    99.6 % for AUC and Brier score, 98 to 100 % for average precision, 99 % or more for ECE, 93
+    to 99.8 % for sensitivity. Where fewer than one in thirty shows a value, hospitals too small
+    for their noise, those few hold it less often. An interval as wide as [0, 1] says that noise
+    hides the value. Measured by `benchmarks/interval_coverage.py`.
 
     Attributes:
         auc: Area under the ROC curve, 0 to 1; patients within one bin count as ties.
@@ -128,11 +141,12 @@ def summarise(histogram: ScoreHistogram) -> Summary:
     """Derive the metrics and their 95 % intervals from a histogram, noised or exact.
 
     AUC and Brier score are ratios of sums of the signed counts: a product of counts of two
-    cells is unbiased since their noises are independent, so nothing is clamped. The others
-    need non-negative counts: the nearest ones with the same totals are used, and the bias this
-    brings is estimated and subtracted. Intervals are a parametric bootstrap (Efron and
-    Tibshirani 1993, ch. 13): Poisson counts around the estimate plus fresh noise of the known
-    size, with a public seed, since all of this only processes what was already released.
+    cells is unbiased since their noises are independent, so nothing is clamped. Their intervals
+    are a parametric bootstrap (Efron and Tibshirani 1993, ch. 13): Poisson counts around the
+    estimate plus fresh noise of the known size, with a public seed, since all of this only
+    processes what was already released. The values of the others need non-negative counts: the
+    nearest ones with the same totals are used, and the bias this brings is estimated and
+    subtracted; their intervals are those of `shared.intervals`.
     Multi-class intervals are means of the classes' ends, which holds under any correlation.
     """
     counts = _array(histogram)
@@ -198,28 +212,29 @@ def _estimate(counts: Floats, noise: float) -> Floats:
     sampled, usable = _metrics(drawn), (drawn.sum(axis=-1) > 0).all(axis=-1)[:, None]
     centre, raw = _metrics(expected), _metrics(counts)
     bias = np.mean(sampled, axis=0, where=usable) - centre if usable.any() else np.zeros(5)
-    bias[_UNBIASED] = 0.0
+    value = raw.copy()
     # A resample in which a class drowned in the noise could have shown anything.
-    low = np.quantile(np.where(usable, sampled, 0.0), 0.025, axis=0) - 2 * bias
-    high = np.quantile(np.where(usable, sampled, 1.0), 0.975, axis=0) - 2 * bias
+    low = np.quantile(np.where(usable, sampled, 0.0), 0.025, axis=0)
+    high = np.quantile(np.where(usable, sampled, 1.0), 0.975, axis=0)
     # `expected` is not quite what was seen, so the interval is taken around both.
-    shift = raw - centre
-    ends = (raw - bias, low + np.minimum(shift, 0), high + np.maximum(shift, 0))
-    estimates: Floats = np.clip(np.stack(ends), 0, 1)
+    low, high = low + np.minimum(raw - centre, 0), high + np.maximum(raw - centre, 0)
+    for place, interval in _FROM_SINGLE_BINS.items():
+        value[place] -= bias[place]
+        low[place], high[place] = interval(counts, noise)
+    estimates: Floats = np.clip([value, np.minimum(low, value), np.maximum(high, value)], 0, 1)
     return estimates
 
 
 def _metrics(counts: Floats) -> Floats:
     """Return AUC, AP, sensitivity, ECE and Brier, [..., 5], of counts [..., 2, bins]."""
-    bins = counts.shape[-1]
-    middle = (np.arange(bins) + 0.5) / bins
-    near = nearest_counts(counts)
+    near, patients = nearest_counts(counts), counts.sum(axis=(-2, -1))
     columns = (
         _auc(counts),
         _average_precision(near),
-        _sensitivity(near, false_positives=0.05),
-        _ece(near, middle),
-        _brier(counts, middle),
+        _sensitivity(near),
+        # Naeini et al. 2015, over groups of bins.
+        _ratio(np.abs(calibration_gaps(near)).sum(axis=-1), near.sum(axis=(-2, -1))),
+        _ratio(calibration_gaps(counts, power=2).sum(axis=-1), patients),
     )
     return np.clip(np.stack(columns, axis=-1), 0, 1)
 
@@ -238,38 +253,21 @@ def _average_precision(near: Floats) -> Floats:
     return _ratio((_ratio(true, called) * positive).sum(axis=-1), positive.sum(axis=-1))
 
 
-def _sensitivity(near: Floats, false_positives: float) -> Floats:
-    """Height of the ROC polygon at a false positive rate."""
+def _sensitivity(near: Floats) -> Floats:
+    """Height of the ROC polygon at the false positive rate."""
     steps = np.cumsum(near[..., ::-1], axis=-1)
     rates = _ratio(steps, steps[..., -1:])
     rates = np.concatenate([np.zeros_like(rates[..., :1]), rates], axis=-1)
     fall_out, sensitivity = rates[..., 0, :], rates[..., 1, :]
-    passed = (fall_out <= false_positives).sum(axis=-1, keepdims=True)
+    passed = (fall_out <= FALSE_POSITIVES).sum(axis=-1, keepdims=True)
     after = np.minimum(passed, fall_out.shape[-1] - 1)
     x, y = (np.take_along_axis(axis, after - 1, axis=-1) for axis in (fall_out, sensitivity))
     dx, dy = (
         np.take_along_axis(axis, after, axis=-1) - start
         for axis, start in ((fall_out, x), (sensitivity, y))
     )
-    height: Floats = y + dy * np.clip(_ratio(false_positives - x, dx), 0, 1)
+    height: Floats = y + dy * np.clip(_ratio(FALSE_POSITIVES - x, dx), 0, 1)
     return height[..., 0]
-
-
-def _ece(near: Floats, middle: Floats) -> Floats:
-    """Naeini et al. 2015 over groups of bins, a bin's mean score taken as its middle.
-
-    That is off by half a bin at most. Eight groups at most, as empty bins add only noise.
-    """
-    gaps = near[..., 1, :] * (1 - middle) - near[..., 0, :] * middle
-    groups = min(_ECE_GROUPS, len(middle))
-    starts = np.arange(groups) * len(middle) // groups
-    grouped = np.abs(np.add.reduceat(gaps, starts, axis=-1))
-    return _ratio(grouped.sum(axis=-1), near.sum(axis=(-2, -1)))
-
-
-def _brier(counts: Floats, middle: Floats) -> Floats:
-    losses = counts[..., 1, :] * (1 - middle) ** 2 + counts[..., 0, :] * middle**2
-    return _ratio(losses.sum(axis=-1), counts.sum(axis=(-2, -1)))
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

@@ -43,14 +43,13 @@ def audit(
 
     Example: consilium privacy audit --epsilon 1
     """
-    from client.privacy.stream import OsStream
     from simulations.audit.canaries import AuditPlan
     from simulations.audit.report import audit as run_audit
     from simulations.seeded import SeededStream
 
     plan = AuditPlan(epsilon, delta, canaries, rounds, steps, sampling_rate)
     seeded = None if seed is None else SeededStream(seed, "privacy audit")
-    report = run_audit(plan, OsStream, seeded)
+    report = run_audit(plan, seeded)
     if as_json:
         typer.echo(json.dumps(report.record(), indent=2))
     else:
@@ -74,8 +73,11 @@ def _print(report: AuditReport) -> None:
     console.print(f"The most that {plan.canaries} canaries could show: {attack.largest:.2f}")
     if attack.largest <= plan.epsilon:
         console.print("Too few to contradict this claim: most faults show better at a smaller one")
-    worst = max(abs(z) for z in report.lots.deviations.values())
-    console.print(f"Lots: largest deviation {worst:.1f} sigma, limit {report.lots.limit:.1f}")
+    for name, lots in (("the sampler alone", report.sampler), ("this training", report.training)):
+        worst = max(abs(z) for z in lots.deviations.values())
+        console.print(
+            f"Lots of {name}: largest deviation {worst:.1f} sigma, limit {lots.limit:.1f}"
+        )
     console.print(f"Replay: {'none' if report.replay.unpredictable else 'possible'}")
     for finding in report.findings:
         console.print(f"[red]Finding:[/red] {finding}")

@@ -24,6 +24,7 @@ from simulations.audit.canaries import (
     ordinary_patients,
     with_canaries,
 )
+from simulations.audit.lots import LotRecorder, Table
 from simulations.audit.scores import log_likelihood_ratio, probe
 
 # Trains in place: model, patients, study, noise multiplier, number of the round, randomness.
@@ -44,6 +45,7 @@ class AttackResult:
         largest: The bound that so many canaries could show at all.
         scores: The summed log likelihood ratios, float64 [canaries].
         coins: Who was included, bool [canaries].
+        lots: Whose images each step read, bool [steps, patients].
     """
 
     noise_multiplier: float
@@ -52,6 +54,7 @@ class AttackResult:
     largest: float
     scores: Scores
     coins: Coins
+    lots: Table
 
 
 def product_round(
@@ -96,11 +99,12 @@ def attack(plan: AuditPlan, stream: RandomStream, trainer: Trainer = product_rou
     labels = mislabelled(model, images)
     coins = stream.uniform(plan.canaries) < 0.5
     patients = with_canaries(ordinary_patients(plan), images[coins], labels[coins], plan.images)
+    recorder = LotRecorder(patients)
     scores = torch.zeros(plan.canaries, dtype=torch.float64)
     for number in range(1, plan.rounds + 1):
         looked_for = probe(model, images, labels, study.privacy.clip)
         before = _searched(model)
-        trainer(model, patients, study, noise, number, stream)
+        trainer(model, recorder.patients, study, noise, number, stream)
         # The step divided the noised sum by C and the expected lot, which are both public.
         moved = (before - _searched(model)) / study.training.learning_rate
         total = moved * plan.sampling_rate * len(patients)
@@ -119,6 +123,7 @@ def attack(plan: AuditPlan, stream: RandomStream, trainer: Trainer = product_rou
         largest=largest_bound(plan.canaries, plan.delta, CONFIDENCE),
         scores=found,
         coins=truth,
+        lots=recorder.table(),
     )
 
 

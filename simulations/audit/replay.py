@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
+from client.hospital import open_hospital
 from client.privacy.stream import RandomStream
+from shared.protocol import Request
+from shared.study import Study
 
 BYTES, WORD = 4096, 8
+SITE = """
+name = "audited"
+server.address = "localhost:1"
+data.table = "patients.csv"
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,24 @@ class ReplayResult:
     def unpredictable(self) -> bool:
         """Whether no draw came twice."""
         return not (self.reopened or self.forked)
+
+
+@contextmanager
+def hospital_streams(study: Study) -> Iterator[Callable[[], RandomStream]]:
+    """Found a real hospital and give what opens the stream of a round, as each message does.
+
+    The request is the same each time, and so are the hospital's keys.
+
+    Args:
+        study: The study of the round.
+    """
+    request = Request(
+        task="train", run="audit", study_digest=study.digest, study=study.canonical(), round=1
+    )
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "site.toml").write_text(SITE)
+        yield lambda: open_hospital(home).make_stream(request)
 
 
 def check_replay(open_stream: Callable[[], RandomStream]) -> ReplayResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,8 @@ from client.privacy.sampler import draw_lot
 from client.privacy.stream import RandomStream
 from simulations.audit.attack import CONFIDENCE, AttackResult, attack
 from simulations.audit.canaries import AuditPlan
-from simulations.audit.lots import LotsResult, check_lots
-from simulations.audit.replay import ReplayResult, check_replay
+from simulations.audit.lots import LotsResult, check_lots, judge_lots
+from simulations.audit.replay import ReplayResult, check_replay, hospital_streams
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,15 @@ class AuditReport:
     Attributes:
         plan: The claim and the training.
         attack: The empirical lower bound.
-        lots: Whether lots are Poisson samples.
+        sampler: Whether the sampler alone draws Poisson lots.
+        training: Whether the lots of the attacked training were Poisson samples.
         replay: Whether randomness can be replayed.
     """
 
     plan: AuditPlan
     attack: AttackResult
-    lots: LotsResult
+    sampler: LotsResult
+    training: LotsResult
     replay: ReplayResult
 
     @property
@@ -38,8 +39,14 @@ class AuditReport:
             found.append(
                 f"epsilon is above {self.attack.bound.epsilon:.2f}, not {self.plan.epsilon:g}"
             )
-        off = {n: z for n, z in self.lots.deviations.items() if abs(z) > self.lots.limit}
-        found += [f"lots are not Poisson: {n} off by {z:+.1f} sigma" for n, z in off.items()]
+        for name, lots in (("the sampler", self.sampler), ("training", self.training)):
+            off = {n: z for n, z in lots.deviations.items() if abs(z) > lots.limit}
+            found += [
+                f"lots of {name} are not Poisson: {n} off by {z:+.1f} sigma" for n, z in off.items()
+            ]
+        drawn, planned = len(self.attack.lots), self.plan.rounds * self.plan.steps
+        if drawn != planned:
+            found.append(f"training drew {drawn} lots where {planned} are accounted for")
         if self.replay.reopened:
             found.append("two streams of randomness opened alike drew the same")
         if self.replay.forked:
@@ -62,29 +69,44 @@ class AuditReport:
             "confidence": CONFIDENCE,
             "epsilon_lower_bound": bound.epsilon,
             "largest_possible_bound": self.attack.largest,
-            "lots": {"poisson": self.lots.poisson, "deviations": self.lots.deviations},
+            "lots": {
+                "sampler": {
+                    "poisson": self.sampler.poisson,
+                    "deviations": self.sampler.deviations,
+                },
+                "training": {
+                    "drawn": len(self.attack.lots),
+                    "poisson": self.training.poisson,
+                    "deviations": self.training.deviations,
+                },
+            },
             "replay": {"reopened": self.replay.reopened, "forked": self.replay.forked},
             "findings": self.findings,
         }
 
 
-def audit(
-    plan: AuditPlan, open_stream: Callable[[], RandomStream], seeded: RandomStream | None = None
-) -> AuditReport:
+def audit(plan: AuditPlan, seeded: RandomStream | None = None) -> AuditReport:
     """Audit the product's training, lots and randomness.
+
+    Sound training is accused by the attack in one audit of twenty at most, if it spends the
+    whole claim on every canary; by its lots in one of 100 000, all statistics together; and
+    by the replay never, as far as 64 random bits do not meet.
 
     Args:
         plan: The claim and the training.
-        open_stream: How a hospital opens its source of randomness.
-        seeded: Serves coins, training and lots instead, so that an audit can be repeated.
+        seeded: Serves coins, training and lots instead of the stream of a hospital, so that an
+            audit can be repeated.
 
     Raises:
         StudyError: A value of the plan is out of its range.
     """
-    stream = seeded or open_stream()
-    return AuditReport(
-        plan=plan,
-        attack=attack(plan, stream),
-        lots=check_lots(draw_lot, stream),
-        replay=check_replay(open_stream),
-    )
+    with hospital_streams(plan.study()) as open_stream:
+        stream = seeded or open_stream()
+        attacked = attack(plan, stream)
+        return AuditReport(
+            plan=plan,
+            attack=attacked,
+            sampler=check_lots(draw_lot, stream),
+            training=judge_lots(attacked.lots, plan.sampling_rate),
+            replay=check_replay(open_stream),
+        )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from scipy.stats import binom
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 from shared.metrics import (
@@ -145,6 +146,51 @@ def test_intervals_cover_the_population_value(
             low, high = getattr(summary, f"{name}_low"), getattr(summary, f"{name}_high")
             covered[name] += low <= getattr(truth, name) <= high
     assert {n: c for n, c in covered.items() if c < (least - 0.02) * repeats} == {}
+
+
+def binned_truth(shares: Floats, positives: int, negatives: int) -> dict[str, float]:
+    """Metrics of [2, bins] shares of the two classes, each bin one patient with a weight."""
+    bins = shares.shape[1]
+    middle = np.tile((np.arange(bins) + 0.5) / bins, 2)
+    labels = np.repeat([0, 1], bins)
+    weights = (shares * np.array([[negatives], [positives]])).ravel()
+    fall_out, sensitivity, _ = roc_curve(labels, middle, sample_weight=weights)
+    gaps = np.bincount((middle * 8).astype(int), weights * (labels - middle))
+    return {
+        "auc": roc_auc_score(labels, middle, sample_weight=weights),
+        "average_precision": average_precision_score(labels, middle, sample_weight=weights),
+        "sensitivity_at_95_specificity": np.interp(0.05, fall_out, sensitivity),
+        "ece": np.abs(gaps).sum() / weights.sum(),
+    }
+
+
+@pytest.mark.parametrize("sigma", [2.55, 5.92, 15.88])
+def test_all_that_is_shown_of_three_noisy_hospitals_is_covered_as_stated(sigma: float) -> None:
+    # 18 evaluations at epsilon 8, 3 and 1; AUC .965 (distance 2.56), 700 held-out patients.
+    rng, noise, draws = np.random.default_rng(12), sigma * np.sqrt(3), 200
+    big = score_histogram(*draw(rng, 200_000, 200_000, 2.56), make_study())[0] / 200_000
+    truth = binned_truth(big, 520, 180)
+    assert truth["auc"] == pytest.approx(0.965, abs=0.005)
+    missed, shown = dict.fromkeys(truth, 0), 0
+    while shown < draws:
+        counts = np.stack([rng.multinomial(180, big[0]), rng.multinomial(520, big[1])])
+        summary = summarise(to_record((counts + rng.normal(0, noise, counts.shape))[None], noise))
+        if summary.auc is None:
+            continue
+        shown += 1
+        for name, value in truth.items():
+            low, high = getattr(summary, f"{name}_low"), getattr(summary, f"{name}_high")
+            missed[name] += not low <= value <= high
+    # A true 95 % interval misses more often once in 120 000 times, for one of the twelve.
+    most = binom.isf(1e-4 / 12, draws, 0.05)
+    assert {name: count for name, count in missed.items() if count > most} == {}
+
+
+def test_intervals_of_many_patients_are_narrow() -> None:
+    counts = score_histogram(*draw(np.random.default_rng(13), 50_000, 50_000, 1.6), make_study())
+    summary = summarise(to_record(counts, 0.0))
+    for name in ("auc", "average_precision", "sensitivity_at_95_specificity", "ece"):
+        assert getattr(summary, f"{name}_high") - getattr(summary, f"{name}_low") < 0.03
 
 
 def test_noise_alone_does_not_bias_the_auc() -> None:
