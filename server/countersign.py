@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -82,46 +84,73 @@ class HeadBook:
     told its head may drop the update it kept for sending again, and a server that crashed in
     the middle of a round asks again for updates the sites still have.
 
+    Runs are processes of their own and share the book, so it is read anew for every question,
+    and changed under a lock.
+
     Args:
         path: `heads.json`; missing at first.
         signer: Signs what sites are told.
 
     Raises:
-        CoordinatorError: The file is not a book of heads.
+        CoordinatorError: The file is not a book of heads, now or at any later question.
     """
 
     def __init__(self, path: Path, signer: Countersigner) -> None:
         self._path, self._signer = path, signer
-        try:
-            self._heads = _HEADS.validate_json(path.read_bytes()) if path.exists() else {}
-        except (OSError, ValidationError):
-            raise CoordinatorError(
-                "the record of the sites' ledger heads cannot be read",
-                str(path),
-                "Restore it from a backup; without it a restored ledger goes unnoticed once",
-            ) from None
+        self._read()
 
     def known(self, site: str) -> tuple[LedgerHead | None, str]:
         """Return the last confirmed head of a site and the server's signature of it."""
-        head = self._heads.get(site)
+        head = self._read().get(site)
         return (head, self._signer.sign(site, head)) if head else (None, "")
 
     def objection(self, site: str, head: LedgerHead) -> str:
         """Return why a head cannot follow the confirmed one, or an empty text."""
-        known = self._heads.get(site)
-        if known is None or head.entries > known.entries or head == known:
-            return ""
-        if head.entries < known.entries:
-            return f"its ledger has {head.entries} entries; {known.entries} were seen before"
-        return "its ledger has another last entry than the one seen before"
+        return _objection(self._read().get(site), head)
 
     def confirm(self, heads: Mapping[str, LedgerHead]) -> None:
         """Remember heads that follow what is known; others are left as they were."""
-        newer = {site: head for site, head in heads.items() if not self.objection(site, head)}
-        if all(self._heads.get(site) == head for site, head in newer.items()):
-            return
-        self._heads = {**self._heads, **newer}
-        write_atomically(self._path, _HEADS.dump_json(self._heads, indent=1))
+        with _locked(self._path.with_suffix(".lock")):
+            before = self._read()
+            newer = {s: head for s, head in heads.items() if not _objection(before.get(s), head)}
+            after = before | newer
+            if after != before:
+                write_atomically(self._path, _HEADS.dump_json(after, indent=1))
+
+    def _read(self) -> dict[str, LedgerHead]:
+        """Return the book as it is now; it is replaced whole, so reading needs no lock."""
+        try:
+            return _HEADS.validate_json(self._path.read_bytes()) if self._path.exists() else {}
+        except (OSError, ValidationError):
+            raise CoordinatorError(
+                "the record of the sites' ledger heads cannot be read",
+                str(self._path),
+                "Restore it from a backup; without it a restored ledger goes unnoticed once",
+            ) from None
+
+
+def _objection(known: LedgerHead | None, head: LedgerHead) -> str:
+    if known is None or head.entries > known.entries or head == known:
+        return ""
+    if head.entries < known.entries:
+        return f"its ledger has {head.entries} entries; {known.entries} were seen before"
+    return "its ledger has another last entry than the one seen before"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait for the lock of the book, and hold it; it ends with the process, however that ends."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise CoordinatorError(
+            f"cannot lock the record of the sites' ledger heads: {error.strerror}",
+            str(path),
+            "Correct the folder's rights",
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _create_key(path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +85,35 @@ def test_an_older_or_forked_head_is_objected_to_and_never_recorded(tmp_path: Pat
     heads.confirm({"Ashford": head(3), "Brook": head(1)})
     assert book(tmp_path).known("Ashford")[0] == head(4)
     assert book(tmp_path).known("Brook")[0] == head(1)
+
+
+def test_runs_at_the_same_time_keep_each_others_heads(tmp_path: Path) -> None:
+    one, two = book(tmp_path), book(tmp_path)
+    two.confirm({"Ashford": head(30)})
+    one.confirm({"Brook": head(5)})
+    assert one.known("Ashford")[0] == two.known("Ashford")[0] == head(30)
+    assert "4 entries; 30 were seen" in one.objection("Ashford", head(4))
+    one.confirm({"Ashford": head(4)})
+    assert book(tmp_path).known("Ashford")[0] == head(30)
+    assert book(tmp_path).known("Brook")[0] == head(5)
+
+
+def test_processes_that_confirm_at_once_lose_no_head(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from server.countersign import Countersigner, HeadBook\n"
+        "from shared.protocol import LedgerHead\n"
+        "home, run = Path(sys.argv[1]), sys.argv[2]\n"
+        "heads = HeadBook(home / 'heads.json', Countersigner.open(home))\n"
+        "for n in range(40):\n"
+        "    heads.confirm({f'{run}-{n}': LedgerHead(entries=n, hash='a' * 64)})\n"
+    )
+    Countersigner.open(tmp_path)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    runs = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    kept = json.loads((tmp_path / "heads.json").read_text())
+    assert len(kept) == 80
 
 
 def test_a_damaged_book_stops_the_server_instead_of_forgetting(tmp_path: Path) -> None:
