@@ -94,12 +94,21 @@ def verify_chain(home: Home) -> None:
 
 
 @ledger_app.command()
-def recover(home: Home, by: By) -> None:
+def recover(
+    home: Home,
+    by: By,
+    opt_outs: Annotated[
+        Path | None,
+        typer.Option(help="file with the ids of all patients who have opted out, one a line"),
+    ] = None,
+) -> None:
     """Go on after the ledger was restored, edited or lost: all that may be spent is charged."""
     from client.hospital import open_hospital
     from client.recovery import recover as recover_ledger
 
-    done = recover_ledger(open_hospital(home), by)
+    hospital = open_hospital(home)
+    ids = _ids(opt_outs) if opt_outs else None
+    done = recover_ledger(hospital, by, ids)
     said = {
         "nothing-lost": "The ledger is whole and the newest the server knows; nothing to do.",
         "adopted": "The ledger goes on; what the missing entries may have spent was charged.",
@@ -108,6 +117,11 @@ def recover(home: Home, by: By) -> None:
     typer.echo(said[done.outcome])
     if done.set_aside:
         typer.echo(f"The old one is kept in {done.set_aside}.")
+    typer.echo(f"{done.opted_out} patients are opted out.")
+    if unknown := _unknown(hospital, ids or frozenset()):
+        typer.echo(
+            f"But no table here has {unknown} of those listed: check the spelling.", err=True
+        )
 
 
 @ledger_app.command("accept-clock")
@@ -154,12 +168,29 @@ def _names(hospital: Hospital) -> dict[str, str]:
     return {study.digest: study.name for study in known}
 
 
+def _ids(path: Path) -> frozenset[str]:
+    """Return the patients a file lists, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise SiteError(f"cannot read the list of opt-outs: {reason}", str(path)) from None
+    return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _unknown(hospital: Hospital, ids: frozenset[str]) -> int:
+    """Return how many of these patients no table names."""
+    from client.data.labels import names_patient
+
+    return sum(not names_patient(hospital.site, patient) for patient in ids)
+
+
 def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> None:
     accounts = Table("study", "patients", "spent", "reserved", "left", "budget", "delta", "note")
     for account in report.accounts:
         accounts.add_row(
             names.get(account.study, account.study[:12]) if account.study else "all, for life",
-            str(account.patients),
+            account.who,
             *(f"{v:.3f}" for v in (account.spent, account.reserved, account.left)),
             f"{account.budget:g}",
             f"{account.delta:g}",

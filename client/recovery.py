@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,12 +12,14 @@ from client.audit import Event
 from client.hospital import Hospital
 from client.privacy.anchor import Anchor, anchor_path, read_anchor, write_anchor
 from client.privacy.budget import Wanted
-from client.privacy.chain import Entry
+from client.privacy.groups import EVERYONE
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_store import hold
 from client.privacy.plans import Plan, description_plan, evaluation_plan, training_plan
+from client.salvage import salvage
 from client.vault import sync_folder
 from shared.errors import LedgerError
+from shared.study import Study
 
 
 @dataclass(frozen=True)
@@ -28,37 +29,47 @@ class Recovery:
     Attributes:
         outcome: "nothing-lost", "adopted" (an older ledger goes on, the rest was charged) or
             "replaced" (a new ledger began, everything approved was charged).
+        opted_out: How many patients are opted out now.
         set_aside: Where the ledger that could not be used is kept.
     """
 
     outcome: Literal["nothing-lost", "adopted", "replaced"]
+    opted_out: int
     set_aside: Path | None = None
 
 
-def recover(hospital: Hospital, by: str) -> Recovery:
+def recover(hospital: Hospital, by: str, opt_outs: Collection[str] | None = None) -> Recovery:
     """Make the site able to train again after its ledger was restored, edited, copied or lost.
 
     All uses that the plans of known and approved studies had left are charged, so these
     studies get no further round from this site; others go on with the budget that remains.
-    Patients who opted out in entries that are lost must be opted out again.
+    Who pays is everyone, now and later, unless the ledger can vouch for the patients of then.
 
     Args:
         hospital: The site.
         by: Who decided, for the audit log.
+        opt_outs: Ids of all patients who have opted out. What the ledger knew of them may be
+            lost, so nothing is recovered without this list, be it empty.
 
     Raises:
-        LedgerError: The ledger is in use, or cannot be written.
+        LedgerError: The list of opt-outs is missing or too short; the ledger is in use, or
+            cannot be written.
         DataError: The patients of an approved study cannot be read, so not be charged.
     """
     with hold(hospital.site.ledger):
         if not _is_sound(hospital):
-            return _replace(hospital, by)
+            return _replace(hospital, by, opt_outs)
         with hospital.ledger() as ledger:
+            opted_out = ledger.opted_out()
             if ledger.lost_head() is None:
-                return Recovery("nothing-lost")
-            ledger.adopt(_approved_uses(hospital))
+                return Recovery("nothing-lost", len(opted_out))
+            again = _pseudonyms(hospital, opt_outs, opted_out, least=len(opted_out))
+            uses = _of_today(hospital)
+            for patient in sorted(again):
+                ledger.opt_out(patient)
+            ledger.adopt(uses)
         hospital.log(Event(event="ledger-adopted", by=by))
-        return Recovery("adopted")
+        return Recovery("adopted", len(again))
 
 
 def _is_sound(hospital: Hospital) -> bool:
@@ -71,26 +82,30 @@ def _is_sound(hospital: Hospital) -> bool:
     return True
 
 
-def _replace(hospital: Hospital, by: str) -> Recovery:
+def _replace(hospital: Hospital, by: str, opt_outs: Collection[str] | None) -> Recovery:
     """Begin a new ledger that has everything charged, and swap it in.
 
     Killed at any point, the site either still refuses to train or has the new ledger.
     """
     path, vault = hospital.site.ledger, hospital.vault
+    olds = (*path.parent.glob(f"{path.name}.set-aside-*[0-9]"), path)
+    saved = [salvage(old, vault) for old in olds]
+    opted_out = _pseudonyms(
+        hospital,
+        opt_outs,
+        frozenset[str]().union(*(old.opted_out for old in saved)),
+        least=max(old.opt_outs for old in saved),
+    )
+    uses = _of_today(hospital) if saved[-1].vouched else _of_everyone(hospital)
     known = _known_anchor(hospital)
     write_anchor(path, vault, known)
     new = path.with_name("recovered.sqlite")
     for file in _files(new):
         file.unlink(missing_ok=True)
     aside = path.with_name(f"{path.name}.set-aside-{hospital.now():%Y%m%dT%H%M%S%f}")
-    uses, opted_out = _approved_uses(hospital), set[str]()
-    for old in (*path.parent.glob(f"{path.name}.set-aside-*[0-9]"), path):
-        saved = _salvage(old)
-        uses = saved.uses + uses
-        opted_out |= saved.opted_out
     with Ledger(new, vault, hospital.now) as ledger:
         ledger.claim(known.claimed)
-        ledger.adopt(uses)
+        ledger.adopt([*uses, *(use for old in saved for use in old.uses)])
         for patient in sorted(opted_out):
             ledger.opt_out(patient)
     # The log files first: a new database must not find an old one's.
@@ -101,7 +116,33 @@ def _replace(hospital: Hospital, by: str) -> Recovery:
     anchor_path(new).rename(anchor_path(path))
     sync_folder(path.parent)
     hospital.log(Event(event="ledger-replaced", by=by))
-    return Recovery("replaced", aside if aside.exists() else None)
+    return Recovery("replaced", len(opted_out), aside if aside.exists() else None)
+
+
+def _pseudonyms(
+    hospital: Hospital, ids: Collection[str] | None, known: frozenset[str], least: int
+) -> frozenset[str]:
+    """Return the pseudonyms of all who have opted out: those listed and those known.
+
+    Args:
+        hospital: The site.
+        ids: Patients as a person listed them.
+        known: Pseudonyms the ledger still vouches for.
+        least: How many there were, recognised or not.
+
+    Raises:
+        LedgerError: There is no list, or there were more.
+    """
+    opted_out = known | {hospital.vault.pseudonym(patient) for patient in ids or ()}
+    if ids is not None and len(opted_out) >= least:
+        return opted_out
+    found = f"{least} patients had opted out, {len(opted_out)} of them are known"
+    raise LedgerError(
+        f"opt-outs may be lost with the ledger's entries: {found}",
+        str(hospital.site.ledger),
+        "Write the ids of all patients who have opted out into a file, one a line (nobody: an "
+        "empty file), and give it with --opt-outs",
+    )
 
 
 def _known_anchor(hospital: Hospital) -> Anchor:
@@ -114,59 +155,38 @@ def _known_anchor(hospital: Hospital) -> Anchor:
     return Anchor(instance="(lost)", claimed=newest)
 
 
-def _approved_uses(hospital: Hospital) -> list[Wanted]:
+def _of_today(hospital: Hospital) -> list[Wanted]:
     """Return the plans of every approved study with the patients it would have today."""
     uses = []
     for approval in hospital.approvals.approved():
-        study = approval.study
-        cohort = hospital.load_cohort(hospital.site, study)
-        train, held_out = frozenset(cohort.train.patients), frozenset(cohort.held_out.patients)
-        uses.append(Wanted(training_plan(study, len(train)), train))
-        if study.needs_statistics:
-            uses.append(Wanted(description_plan(study, len(train)), train))
-        policy = hospital.site.config.policy.evaluation
-        kinds = {"none": (False,), "noised": (False,), "exact": (False, True)}[policy]
-        for exact in kinds:
-            uses.append(Wanted(evaluation_plan(study, len(train), exact=exact), held_out))
+        cohort = hospital.load_cohort(hospital.site, approval.study)
+        for plan in _plans(hospital, approval.study):
+            evaluates = plan.purpose in ("evaluate", "exact-evaluation")
+            part = cohort.held_out if evaluates else cohort.train
+            uses.append(Wanted(plan, frozenset(part.patients)))
     return uses
 
 
-@dataclass(frozen=True)
-class _Saved:
-    uses: list[Wanted]
-    opted_out: frozenset[str]
+def _of_everyone(hospital: Hospital) -> list[Wanted]:
+    """Return the plans of every approved study with all patients there are or will be."""
+    return [
+        Wanted(plan, frozenset({EVERYONE}))
+        for approval in hospital.approvals.approved()
+        for plan in _plans(hospital, approval.study)
+    ]
 
 
-def _salvage(path: Path) -> _Saved:
-    """Read what can be read of a ledger that cannot be trusted: plans, patients, opt-outs."""
-    uses: list[Wanted] = []
-    opted_out: frozenset[str] = frozenset()
-    with contextlib.suppress(sqlite3.Error, TypeError), _reading(path) as rows:
-        opted_out = frozenset(
-            row["patient"]
-            for row in rows.execute(
-                "select patient from entry join cohort_member using (cohort) where kind = 'opt-out'"
-            )
-        )
-        for row in rows.execute("select * from entry where kind = 'plan'").fetchall():
-            plan = Plan.of_entry(Entry(**dict(row)))
-            patients = rows.execute(
-                "select distinct patient from entry join cohort_member using (cohort) "
-                "where study = ? and purpose = ?",
-                (plan.study, plan.purpose),
-            )
-            uses.append(Wanted(plan, frozenset(row["patient"] for row in patients)))
-    return _Saved(uses, opted_out)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)
-    connection.row_factory = sqlite3.Row
-    try:
-        yield connection
-    finally:
-        connection.close()
+def _plans(hospital: Hospital, study: Study) -> list[Plan]:
+    """Return the plans of a study, which cost no less than they did here."""
+    # Of how many patients cannot be known; the fewer, the larger the default delta and the
+    # smaller the noise.
+    patients = 1
+    policy = hospital.site.config.policy.evaluation
+    kinds = {"none": (False,), "noised": (False,), "exact": (False, True)}[policy]
+    plans = [evaluation_plan(study, patients, exact=exact) for exact in kinds]
+    if study.needs_statistics:
+        plans.append(description_plan(study, patients))
+    return [training_plan(study, patients), *plans]
 
 
 def _files(path: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from client.privacy.budget import (
     uses_of,
 )
 from client.privacy.chain import Entry, Purpose
-from client.privacy.groups import Group, Members
+from client.privacy.groups import EVERYONE, Group, Members
 from client.privacy.ledger_store import Clock, LedgerStore, Transaction, hold
 from client.privacy.plans import Plan
 from client.vault import Vault
@@ -149,6 +149,8 @@ class Ledger:
             if not own or not patients:
                 return patients
             begun = frozenset[str]().union(*(members[cohort] for cohort in own))
+            if EVERYONE in begun:
+                return patients
             poor = too_poor(held.entries, [Wanted(use.plan, patients)], members, limits)
             return patients - (_patients(poor) - begun)
 
@@ -318,7 +320,10 @@ def _fix(held: Transaction, use: Wanted) -> Entry:
 
 
 def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
-    """Return the plans wanted and those in the ledger, each with all patients it may have had."""
+    """Return the plans wanted and those in the ledger, each with all patients it may have had.
+
+    Of several versions of a plan the one in the ledger counts, else what costs most.
+    """
     members = held.members()
     own = [
         Wanted(plan, frozenset(members[e.cohort]))
@@ -329,9 +334,10 @@ def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
     uses: dict[tuple[str, Purpose], Wanted] = {}
     for use in (*wanted, *own):
         key = (use.plan.study, use.plan.purpose)
-        before = uses[key].patients if key in uses else frozenset()
-        uses[key] = Wanted(use.plan, before | use.patients)
-    return list(uses.values())
+        before = uses.get(key, use)
+        plan = before.plan.or_costlier(use.plan)
+        uses[key] = Wanted(plan, before.patients | use.patients)
+    return _as_stored(held, list(uses.values()))
 
 
 def _has(entries: Sequence[Entry], head: LedgerHead | None) -> bool:

@@ -9,10 +9,14 @@ import sys
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from client.cli import app
 from client.privacy.budget import uses_of
+from client.privacy.groups import EVERYONE
 from client.recovery import recover
 from client.spending import spending_report
+from shared.accounting import Mechanism, calibrate, epsilon
 from shared.errors import LedgerError
 
 Ward = Any  # the class in conftest.py
@@ -30,7 +34,7 @@ def test_a_sound_ledger_is_left_alone(ward: Ward) -> None:
     ward.approve(study)
     ward.ask(study, 1)
     before = ward.kinds()
-    assert recover(ward.hospital(), "IT").outcome == "nothing-lost"
+    assert recover(ward.hospital(), "IT", ()).outcome == "nothing-lost"
     assert ward.kinds() == before
 
 
@@ -42,7 +46,7 @@ def test_a_restored_home_goes_on_with_everything_charged(ward: Ward) -> None:
     old = ward.copy("backup")
     known = server.seen(ward.ask(study, 2, **server.seen(first.head)).head)
     old.ask(study, 3, **known)
-    assert recover(old.hospital(), "IT").outcome == "adopted"
+    assert recover(old.hospital(), "IT", ()).outcome == "adopted"
     assert charged(old, study) == (4, 5)
     # The study is used up; another one with budget left goes on, and the server is content.
     reply = old.ask(study, 3, **known)
@@ -99,7 +103,7 @@ def test_a_ledger_that_cannot_vouch_is_set_aside_and_everything_charged(
     spoil(ward, how)
     known = server.seen(head)
     assert ward.ask(study, 3, **known).refusal.code == "ledger-invalid"
-    assert recover(ward.hospital(), "IT").outcome == "replaced"
+    assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
     assert charged(ward, study) == (4, 5)
     with ward.hospital().ledger() as ledger:
         ledger.check_head(None)
@@ -111,19 +115,123 @@ def test_a_ledger_that_cannot_vouch_is_set_aside_and_everything_charged(
     assert not list(ward.home.glob("recovered*"))
 
 
-def test_a_lost_vault_key_means_a_new_ledger_with_everything_charged(ward: Ward) -> None:
+def lose_the_key(ward: Ward) -> None:
+    (ward.home / "vault.key").unlink()
+    (ward.home / "audit.jsonl").rename(ward.home / "audit.old.jsonl")
+
+
+def test_after_a_lost_vault_key_every_patient_has_paid_for_everything(ward: Ward) -> None:
+    study, later = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    ward.ask(study, 1)
+    lose_the_key(ward)
+    assert ward.ask(study, 2).refusal.code == "ledger-invalid"
+    assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
+    assert charged(ward, study) == (4, 5)
+    # By hand, from the study: four rounds of two steps and five evaluations, for everyone.
+    training = Mechanism(calibrate(8.0, 1e-5, 0.5, 8), 0.5, 8)
+    scores = Mechanism(calibrate(8.0, 1e-5, 1.0, 5), 1.0, 5)
+    with ward.hospital().ledger() as ledger:
+        report = spending_report(ledger, budget=100.0, delta=1e-5)
+    (account,) = [account for account in report.accounts if not account.study]
+    assert (account.who, account.others, report.patients) == ("all others", True, 0)
+    assert account.spent == pytest.approx(epsilon([training, scores], 1e-5))
+    # Patients have new pseudonyms, and one has come who never took part: all of them have paid.
+    ward.approve(later)
+    ward.train += 1
+    ward.policy["max_epsilon_per_patient"] = account.spent + 0.01
+    assert ward.ask(later, 1).refusal.code == "budget-exhausted"
+    ward.policy["max_epsilon_per_patient"] = account.spent + 2
+    reply = ward.ask(later, 1)
+    assert (reply.outcome, reply.patients) == ("update", ward.train)
+
+
+def test_a_study_closed_and_no_longer_approved_is_charged_when_the_key_is_lost(ward: Ward) -> None:
+    study, later = ward.study(), ward.study(privacy={"epsilon": 7.0})
+    ward.approve(study)
+    ward.ask(study, 1)
+    with ward.hospital().ledger() as ledger:
+        ledger.close_study(study.digest)
+    ward.hospital().approvals.revoke(study.digest)
+    lose_the_key(ward)
+    recover(ward.hospital(), "IT", ())
+    assert charged(ward, study) == (4, 5)
+    ward.approve(later)
+    assert ward.ask(later, 1).refusal.code == "budget-exhausted"
+
+
+@pytest.mark.parametrize(
+    "how", ["update entry set steps = 0 where kind = 'reserve'", "delete from cohort_member"]
+)
+def test_patients_a_spoilt_ledger_does_not_vouch_for_are_everyone(ward: Ward, how: str) -> None:
     study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
-    (ward.home / "vault.key").unlink()
-    assert ward.ask(study, 2).refusal.code == "ledger-invalid"
-    (ward.home / "audit.jsonl").rename(ward.home / "audit.old.jsonl")
-    assert recover(ward.hospital(), "IT").outcome == "replaced"
-    assert charged(ward, study) == (4, 5)
+    ward.train -= 1  # who has left the data since has paid as well
+    spoil(ward, how)
+    recover(ward.hospital(), "IT", ())
     with ward.hospital().ledger() as ledger:
-        report = spending_report(ledger, budget=10.0, delta=1e-5)
-    # Patients known by their old pseudonyms, who cannot be told from the new ones, are kept too.
-    assert report.patients == 2 * (ward.train + ward.held_out)
+        assert all(EVERYONE in patients for patients in ledger.members().values())
+
+
+def test_opt_outs_of_a_lost_key_must_be_named_again_before_anything_goes_on(ward: Ward) -> None:
+    ward.policy["max_epsilon_per_patient"] = 50
+    study, later = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    ward.approve(later)
+    ward.ask(study, 1)
+    with ward.hospital().ledger() as ledger:
+        ledger.opt_out(ward.pseudonym("train-1"))
+    lose_the_key(ward)
+    for too_few in (None, ()):
+        with pytest.raises(LedgerError, match="1 patients had opted out, 0 of them are known"):
+            recover(ward.hospital(), "IT", too_few)
+        assert ward.ask(later, 1).refusal.code == "ledger-invalid"
+    assert recover(ward.hospital(), "IT", ["train-1"]).opted_out == 1
+    ward.approve(other := ward.study(privacy={"epsilon": 1.0}))
+    reply = ward.ask(other, 1)
+    assert (reply.outcome, reply.patients) == ("update", ward.train - 1)
+
+
+def test_opt_outs_made_after_a_backup_must_be_named_again(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    server = ward.server()
+    old = ward.copy("backup")
+    with ward.hospital().ledger() as ledger:
+        ledger.opt_out(ward.pseudonym("train-1"))
+    known = server.seen(ward.ask(study, 1).head)
+    assert old.ask(study, 1, **known).refusal.code == "ledger-rollback"
+    with pytest.raises(LedgerError, match="opt-outs"):
+        recover(old.hospital(), "IT")
+    assert old.ask(study, 1, **known).refusal.code == "ledger-rollback"
+    assert recover(old.hospital(), "IT", ["train-1"]).opted_out == 1
+    with old.hospital().ledger() as ledger:
+        assert ledger.opted_out() == {ward.pseudonym("train-1")}
+
+
+def test_the_command_asks_for_the_opt_outs_and_says_what_it_did(ward: Ward) -> None:
+    (ward.home / "site.toml").write_text(
+        'name = "ward"\n[server]\naddress = "localhost:1"\n[data]\nimages = "images"\n'
+        'labels = "labels.csv"\n'
+    )
+    (ward.home / "labels.csv").write_text("file,patient,label\na.dcm,4711,ill\n")
+    ward.ask(ward.study(), 1)
+    ward.hospital().ledger().close()
+    spoil(ward, "anchor")
+    (ward.home / "ledger.sqlite").write_bytes(b"my notes " * 500)
+    command = ["ledger", "recover", "--home", str(ward.home), "--by", "IT"]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, LedgerError)
+    assert "--opt-outs" in str(refused.exception)
+    listed = ward.home / "objections.txt"
+    listed.write_text("4711\n\n 0815 \n")
+    done = CliRunner().invoke(app, [*command, "--opt-outs", str(listed)])
+    assert done.exit_code == 0, done.output
+    assert "2 patients are opted out" in done.output
+    assert "no table here has 1 of those listed" in done.output
+    with ward.hospital().ledger() as ledger:
+        assert ledger.opted_out() == {ward.pseudonym("4711"), ward.pseudonym("0815")}
 
 
 def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:
@@ -132,7 +240,7 @@ def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:
         ledger.locked(),
         pytest.raises(LedgerError, match="another process"),
     ):
-        recover(ward.hospital(), "IT")
+        recover(ward.hospital(), "IT", ())
 
 
 @pytest.mark.parametrize("how", ["anchor", "update entry set steps = 0 where kind = 'reserve'"])
@@ -151,7 +259,7 @@ def test_a_recovery_killed_at_any_step_refuses_training_until_it_is_done(
             assert copy.ask(study, 2).refusal.code in ("ledger-invalid", "budget-exhausted")
         else:
             pytest.fail(f"killed at rename {step}: the next start would begin with nothing spent")
-        recover(copy.hospital(), "IT")
+        recover(copy.hospital(), "IT", ())
         assert charged(copy, study) == (4, 5)
     assert step > 4
 
@@ -168,7 +276,7 @@ def ended_by_itself(ward: Ward, step: int) -> bool:
 
         sys.addaudithook(die)
         try:
-            recover(ward.hospital(), "IT")
+            recover(ward.hospital(), "IT", ())
             os._exit(0)
         finally:
             os._exit(1)
