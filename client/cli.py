@@ -68,17 +68,18 @@ def check(home: Home) -> None:
 
 @app.command()
 def studies(home: Home) -> None:
-    """List the studies that were offered and those approved."""
+    """List the studies that were offered, approved and revoked."""
     from client.approvals import Approvals
 
     approvals = Approvals(load_site(home))
     for study in approvals.offered():
         typer.echo(f"offered   {study.digest[:12]}  {study.name}")
-    for approval in approvals.approved():
-        typer.echo(
-            f"approved  {approval.digest[:12]}  {approval.study.name}  "
-            f"by {approval.by}, {approval.time}"
-        )
+    for state, decided in (("approved", approvals.approved()), ("revoked ", approvals.revoked())):
+        for approval in decided:
+            typer.echo(
+                f"{state}  {approval.digest[:12]}  {approval.study.name}  "
+                f"approved by {approval.by}, {approval.time}"
+            )
 
 
 @app.command()
@@ -88,9 +89,8 @@ def show(home: Home, digest: Digest) -> None:
     from shared.explain import explain_study
 
     site = load_site(home)
-    approvals = Approvals(site)
-    known = [*approvals.offered(), *(a.study for a in approvals.approved())]
-    study = next(s for s in known if s.digest == _whole(digest, [s.digest for s in known]))
+    known = Approvals(site).plans()
+    study = known[_whole(digest, list(known))]
     for line in explain_study(study):
         typer.echo(line)
     _warn(site, study)

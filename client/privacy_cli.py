@@ -14,6 +14,7 @@ from shared.errors import SiteError
 if TYPE_CHECKING:
     from client.hospital import Hospital
     from client.spending import SpendingReport
+    from shared.study import Study
 
 app = typer.Typer()
 ledger_app = typer.Typer(help="Look after the privacy ledger.", no_args_is_help=True)
@@ -101,6 +102,10 @@ def recover(
         Path | None,
         typer.Option(help="file with the ids of all patients who have opted out, one a line"),
     ] = None,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(help="study.json or study.toml of a study the site no longer knows"),
+    ] = None,
 ) -> None:
     """Go on after the ledger was restored, edited or lost: all that may be spent is charged."""
     from client.hospital import open_hospital
@@ -108,7 +113,7 @@ def recover(
 
     hospital = open_hospital(home)
     ids = _ids(opt_outs) if opt_outs else None
-    done = recover_ledger(hospital, by, ids)
+    done = recover_ledger(hospital, by, ids, [_plan(path) for path in plan or ()])
     said = {
         "nothing-lost": "The ledger is whole and the newest the server knows; nothing to do.",
         "adopted": "The ledger goes on; what the missing entries may have spent was charged.",
@@ -163,9 +168,7 @@ def _report(hospital: Hospital) -> SpendingReport:
 
 
 def _names(hospital: Hospital) -> dict[str, str]:
-    approvals = hospital.approvals
-    known = [*approvals.offered(), *(approval.study for approval in approvals.approved())]
-    return {study.digest: study.name for study in known}
+    return {digest: study.name for digest, study in hospital.approvals.plans().items()}
 
 
 def _ids(path: Path) -> frozenset[str]:
@@ -176,6 +179,18 @@ def _ids(path: Path) -> frozenset[str]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise SiteError(f"cannot read the list of opt-outs: {reason}", str(path)) from None
     return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _plan(path: Path) -> Study:
+    """Return the study of a `study.toml`, or of a run's `study.json`."""
+    from shared.study import load_study, study_from_json
+
+    if path.suffix != ".json":
+        return load_study(path)
+    try:
+        return study_from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        raise SiteError("cannot read the plan", str(path), "Check path and rights") from None
 
 
 def _unknown(hospital: Hospital, ids: frozenset[str]) -> int:

@@ -17,14 +17,30 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from server.files import write_atomically
 from shared.errors import CoordinatorError
 from shared.heads import head_bytes
-from shared.protocol import LedgerHead
+from shared.protocol import Digest, LedgerHead
 
-_HEADS = TypeAdapter(dict[str, LedgerHead])
+
+class Known(BaseModel):
+    """What the server knows of a site's ledger.
+
+    Attributes:
+        head: The newest that is confirmed.
+        studies: Digests of the studies the site has answered in, sorted: the ledger that is
+            lost may be all that says so at the site.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: LedgerHead
+    studies: tuple[Digest, ...]
+
+
+_BOOK = TypeAdapter(dict[str, Known])
 
 
 class Countersigner:
@@ -72,9 +88,11 @@ class Countersigner:
         public = self._key.public_key()
         return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
-    def sign(self, site: str, head: LedgerHead) -> str:
-        """Return the signature of a site's head, base64."""
-        return base64.b64encode(self._key.sign(head_bytes(site, head))).decode()
+    def sign(self, site: str, known: Known) -> str:
+        """Return the signature of what is known of a site's ledger, base64."""
+        return base64.b64encode(
+            self._key.sign(head_bytes(site, known.head, known.studies))
+        ).decode()
 
 
 class HeadBook:
@@ -99,28 +117,30 @@ class HeadBook:
         self._path, self._signer = path, signer
         self._read()
 
-    def known(self, site: str) -> tuple[LedgerHead | None, str]:
-        """Return the last confirmed head of a site and the server's signature of it."""
-        head = self._read().get(site)
-        return (head, self._signer.sign(site, head)) if head else (None, "")
+    def known(self, site: str) -> tuple[Known | None, str]:
+        """Return what is confirmed of a site's ledger and the server's signature of it."""
+        known = self._read().get(site)
+        return (known, self._signer.sign(site, known)) if known else (None, "")
 
     def objection(self, site: str, head: LedgerHead) -> str:
         """Return why a head cannot follow the confirmed one, or an empty text."""
         return _objection(self._read().get(site), head)
 
-    def confirm(self, heads: Mapping[str, LedgerHead]) -> None:
-        """Remember heads that follow what is known; others are left as they were."""
+    def confirm(self, heads: Mapping[str, LedgerHead], study: str) -> None:
+        """Remember heads that follow what is known, and that their sites answered in the study.
+
+        A head that does not follow is left out; the study counts all the same.
+        """
         with _locked(self._path.with_suffix(".lock")):
             before = self._read()
-            newer = {s: head for s, head in heads.items() if not _objection(before.get(s), head)}
-            after = before | newer
+            after = before | {s: _after(before.get(s), head, study) for s, head in heads.items()}
             if after != before:
-                write_atomically(self._path, _HEADS.dump_json(after, indent=1))
+                write_atomically(self._path, _BOOK.dump_json(after, indent=1))
 
-    def _read(self) -> dict[str, LedgerHead]:
+    def _read(self) -> dict[str, Known]:
         """Return the book as it is now; it is replaced whole, so reading needs no lock."""
         try:
-            return _HEADS.validate_json(self._path.read_bytes()) if self._path.exists() else {}
+            return _BOOK.validate_json(self._path.read_bytes()) if self._path.exists() else {}
         except (OSError, ValidationError):
             raise CoordinatorError(
                 "the record of the sites' ledger heads cannot be read",
@@ -129,11 +149,18 @@ class HeadBook:
             ) from None
 
 
-def _objection(known: LedgerHead | None, head: LedgerHead) -> str:
-    if known is None or head.entries > known.entries or head == known:
+def _after(known: Known | None, head: LedgerHead, study: str) -> Known:
+    if known is None:
+        return Known(head=head, studies=(study,))
+    newest = known.head if _objection(known, head) else head
+    return Known(head=newest, studies=tuple(sorted({*known.studies, study})))
+
+
+def _objection(known: Known | None, head: LedgerHead) -> str:
+    if known is None or head.entries > known.head.entries or head == known.head:
         return ""
-    if head.entries < known.entries:
-        return f"its ledger has {head.entries} entries; {known.entries} were seen before"
+    if head.entries < known.head.entries:
+        return f"its ledger has {head.entries} entries; {known.head.entries} were seen before"
     return "its ledger has another last entry than the one seen before"
 
 

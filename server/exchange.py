@@ -221,10 +221,11 @@ class Exchange:
             if site in question.answers and question.answers[site].delivered:
                 continue
             question.answers.pop(site, None)
-            head, signature = self._heads.known(site)
+            known, signature = self._heads.known(site)
             attempt = question.asked[site]
             update = {
-                "known_head": head,
+                "known_head": known.head if known else None,
+                "known_studies": known.studies if known else (),
                 "countersignature": signature,
                 "attempt": attempt,
                 "counted": question.counted.get(site, 0),
@@ -284,5 +285,7 @@ class Exchange:
             return
         if reason := self._heads.objection(site, reply.head):
             self._log("ledger-conflict", round=number, site=site, reason=reason)
+            # Not believed, but the site has answered in this study.
+            self.seen_heads.setdefault(site, reply.head)
         else:
             self.seen_heads[site] = reply.head

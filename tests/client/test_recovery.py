@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sqlite3
 import sys
 from typing import Any
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.privacy.budget import uses_of
-from client.privacy.groups import EVERYONE
+from client.privacy.groups import EVERYONE, charges_of
 from client.recovery import recover
 from client.spending import spending_report
 from shared.accounting import Mechanism, calibrate, epsilon
@@ -210,28 +211,142 @@ def test_opt_outs_made_after_a_backup_must_be_named_again(ward: Ward) -> None:
         assert ledger.opted_out() == {ward.pseudonym("train-1")}
 
 
-def test_the_command_asks_for_the_opt_outs_and_says_what_it_did(ward: Ward) -> None:
+def test_the_command_asks_for_opt_outs_and_plans_and_says_what_it_did(ward: Ward) -> None:
     (ward.home / "site.toml").write_text(
         'name = "ward"\n[server]\naddress = "localhost:1"\n[data]\nimages = "images"\n'
         'labels = "labels.csv"\n'
     )
     (ward.home / "labels.csv").write_text("file,patient,label\na.dcm,4711,ill\n")
-    ward.ask(ward.study(), 1)
-    ward.hospital().ledger().close()
-    spoil(ward, "anchor")
-    (ward.home / "ledger.sqlite").write_bytes(b"my notes " * 500)
+    study = ward.study()
+    with ward.hospital().ledger() as ledger:
+        ledger.claim(None, [study.digest])
+    spoil(ward, "overwritten")
+    plan = ward.home / "study.json"
+    plan.write_text(study.canonical())
     command = ["ledger", "recover", "--home", str(ward.home), "--by", "IT"]
-    refused = CliRunner().invoke(app, command)
-    assert isinstance(refused.exception, LedgerError)
-    assert "--opt-outs" in str(refused.exception)
     listed = ward.home / "objections.txt"
     listed.write_text("4711\n\n 0815 \n")
-    done = CliRunner().invoke(app, [*command, "--opt-outs", str(listed)])
+    for option in ("--opt-outs", "--plan"):  # each is asked for in turn
+        refused = CliRunner().invoke(app, command)
+        assert isinstance(refused.exception, LedgerError)
+        assert option in str(refused.exception)
+        command += [option, str(listed if option == "--opt-outs" else plan)]
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "2 patients are opted out" in done.output
     assert "no table here has 1 of those listed" in done.output
+    assert charged(ward, study) == (4, 5)
     with ward.hospital().ledger() as ledger:
         assert ledger.opted_out() == {ward.pseudonym("4711"), ward.pseudonym("0815")}
+
+
+def trained_after_the_backup(ward: Ward) -> tuple[Ward, Any, dict[str, Any]]:
+    """A home restored from before a study was approved, that study, and what the server knows."""
+    ward.policy["max_epsilon_per_patient"] = 50
+    first, lost = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(first)
+    server = ward.server()
+    head = ward.ask(first, 1).head
+    old = ward.copy("backup")
+    ward.approve(lost)
+    head = ward.ask(lost, 1, **server.seen(head, first)).head
+    return old, lost, server.seen(head, first, lost)
+
+
+def test_a_study_the_restored_home_never_heard_of_is_charged_to_everyone(ward: Ward) -> None:
+    old, lost, known = trained_after_the_backup(ward)
+    first = ward.study()
+    assert old.ask(first, 2, **known).refusal.code == "ledger-rollback"
+    with pytest.raises(LedgerError, match=r"study\.json") as refusal:
+        recover(old.hospital(), "IT", ())
+    assert lost.digest in str(refusal.value)
+    assert old.ask(first, 2).refusal.code == "ledger-rollback"  # nothing was recovered
+    assert recover(old.hospital(), "IT", (), [first, lost]).outcome == "adopted"
+    assert charged(old, first) == charged(old, lost) == (4, 5)
+    with old.hospital().ledger() as ledger:
+        members = ledger.members()
+        charges = [c for c in charges_of(ledger.entries()) if c.study == lost.digest]
+    assert all(members[charge.cohort] == {EVERYONE} for charge in charges)
+    old.approve(lost)
+    for study in (first, lost):
+        assert old.ask(study, 2, **known).refusal.code == "budget-exhausted"
+
+
+def test_the_plan_may_be_among_those_offered(ward: Ward) -> None:
+    old, lost, known = trained_after_the_backup(ward)
+    assert old.ask(lost, 2, **known).refusal.code == "study-not-approved"  # and it is offered
+    assert old.ask(ward.study(), 2, **known).refusal.code == "ledger-rollback"
+    recover(old.hospital(), "IT", ())
+    assert charged(old, lost) == (4, 5)
+
+
+def test_a_study_the_server_knows_and_the_ledger_does_not_is_noticed_under_any_head(
+    ward: Ward,
+) -> None:
+    study, unknown = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    server = ward.server()
+    head = ward.ask(study, 1).head
+    reply = ward.ask(study, 2, **server.seen(head, study))
+    assert reply.outcome == "update"  # a study the ledger knows needs nothing
+    known = server.seen(reply.head, study, unknown)
+    assert ward.ask(study, 3, **known).refusal.code == "ledger-rollback"
+    assert ward.ask(study, 3).refusal.code == "ledger-rollback"  # remembered
+    recover(ward.hospital(), "IT", (), [unknown])
+    with ward.hospital().ledger() as ledger:
+        ledger.check_head(known["known_head"], known["known_studies"])
+
+
+def test_the_studies_the_server_knows_must_be_signed(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    server = ward.server()
+    known = server.seen(ward.ask(study, 1).head, study)
+    assert ward.code(ward.ask(study, 2, **known | {"known_studies": ()})) == "message-invalid"
+
+
+def test_a_study_whose_approval_was_taken_back_is_charged(ward: Ward) -> None:
+    study, gone = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    server = ward.server()
+    head = ward.ask(study, 1).head
+    for name in ("ledger.sqlite", "ledger.anchor"):
+        shutil.copy(ward.home / name, ward.home / f"{name}.backup")
+    ward.approve(gone)
+    ward.policy["max_epsilon_per_patient"] = 50
+    head = ward.ask(gone, 1, **server.seen(head)).head
+    ward.hospital().approvals.revoke(gone.digest)
+    for name in ("ledger.sqlite", "ledger.anchor"):
+        shutil.copy(ward.home / f"{name}.backup", ward.home / name)
+    # A coordinator that lists no study: the site knows by itself.
+    assert ward.ask(study, 2, **server.seen(head)).refusal.code == "ledger-rollback"
+    recover(ward.hospital(), "IT", ())
+    assert charged(ward, gone) == (4, 5)
+
+
+def test_a_lost_ledger_is_replaced_only_with_the_plans_the_server_named(ward: Ward) -> None:
+    old, lost, known = trained_after_the_backup(ward)
+    assert old.ask(ward.study(), 2, **known).refusal.code == "ledger-rollback"
+    spoil(old, "overwritten")
+    with pytest.raises(LedgerError, match=r"study\.json"):
+        recover(old.hospital(), "IT", ())
+    assert recover(old.hospital(), "IT", (), [lost]).outcome == "replaced"
+    assert charged(old, lost) == (4, 5)
+    with old.hospital().ledger() as ledger:
+        ledger.check_head(known["known_head"], known["known_studies"])
+
+
+def test_a_study_no_noise_can_keep_does_not_stop_recovery(ward: Ward) -> None:
+    impossible = ward.study(
+        privacy={"epsilon": 0.1, "statistics_noise": 1.0},
+        training={"loss": {"name": "class-balanced"}},
+    )
+    ward.approve(impossible)
+    ward.approve(study := ward.study())
+    ward.ask(study, 1)
+    spoil(ward, "anchor")
+    assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
+    assert charged(ward, impossible) == (0, 0)
 
 
 def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:

@@ -146,7 +146,21 @@ def test_a_restored_older_ledger_is_noticed_and_not_believed(world) -> None:
     conflicts = world.events("ledger-conflict")
     assert {event["site"] for event in conflicts} == {"Brook"}
     assert "1 entries; 4 were seen" in conflicts[0]["reason"]
-    assert json.loads((world.home / "heads.json").read_text())["Brook"]["entries"] == 4
+    assert json.loads((world.home / "heads.json").read_text())["Brook"]["head"]["entries"] == 4
+
+
+def test_an_answer_with_an_older_ledger_still_tells_that_the_study_was_answered(world) -> None:
+    world.sites[2].entries = 10
+    world.run()
+    world.run_dir = world.run_dir.with_name("second run")
+    world.change_study(name="second")
+    world.sites[2].entries = -1
+    world.run()
+    assert world.events("ledger-conflict")[0]["site"] == "Brook"
+    known = json.loads((world.home / "heads.json").read_text())["Brook"]
+    assert known["head"]["entries"] == 18
+    assert world.study.digest in known["studies"]
+    assert len(known["studies"]) == 2
 
 
 def test_nodes_that_are_not_enrolled_are_never_asked(world) -> None:
