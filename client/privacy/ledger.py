@@ -119,14 +119,15 @@ class Ledger:
         unknown = answered - _studies(entries)
         if lost or unknown:
             self.claim(newest if lost else None, answered)
-            more = (
-                f"a ledger of {newest.entries} entries that this one does not continue"
-                if lost and newest
-                else f"answers in {len(unknown)} studies that this ledger knows nothing of"
-            )
+            what = f"the server knows answers in {len(unknown)} studies that this ledger lacks"
+            if lost and newest:
+                what = (
+                    f"the server knows a ledger of {newest.entries} entries that this one does not "
+                    "continue"
+                )
             raise PolicyRefusal(
                 "ledger-rollback",
-                f"the server knows {more}: this is an older copy, or another node uses a copy",
+                f"{what}: this is an older copy, or another node uses a copy",
                 str(self.path),
                 "Restore the newest ledger, or run `consilium site ledger recover`, which "
                 "charges what may have been spent",
