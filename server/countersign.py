@@ -98,9 +98,9 @@ class Countersigner:
 class HeadBook:
     """The newest ledger head of each site, kept across runs.
 
-    A head is confirmed only when what came with it is safe in a checkpoint. So a site that is
-    told its head may drop the update it kept for sending again, and a server that crashed in
-    the middle of a round asks again for updates the sites still have.
+    A head is confirmed when what came with it is safe in a checkpoint, or the run has failed. So
+    a site that is told its head in a later round may drop the update it kept for sending again,
+    and a server that crashed in the middle of a round asks again for updates the sites still have.
 
     Runs are processes of their own and share the book, so it is read anew for every question,
     and changed under a lock.

@@ -152,6 +152,9 @@ class _Run:
             self._close(state, metrics)
         finally:
             metrics.close()
+            # Of a round that failed too: what was answered was spent. Taken up again, the run
+            # asks for the same round, for which the sites still have their answers.
+            self._heads.confirm(self._exchange.seen_heads, self._study.digest)
         self._folder.log("run-finished", round=plan.rounds)
 
     def _describe(self, open_until: float) -> Statistics | None:

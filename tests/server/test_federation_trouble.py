@@ -120,6 +120,20 @@ def test_a_round_that_keeps_failing_names_each_site_and_can_be_taken_up_again(wo
     assert [line["round"] for line in world.lines("metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_what_was_answered_in_a_round_that_failed_is_remembered(world) -> None:
+    class Broken(world.plain_site):
+        def answer(self, request, weights, time):
+            raise RuntimeError("out of memory")
+
+    world.sites[2], world.sites[3] = Broken(2.0), Broken(4.0)
+    with pytest.raises(CoordinatorError, match="round 1 failed"):
+        world.run()
+    known = json.loads((world.home / "heads.json").read_text())
+    assert known.keys() == {"Ashford"}
+    assert known["Ashford"]["head"]["entries"] == world.sites[1].entries
+    assert known["Ashford"]["studies"] == [world.study.digest]
+
+
 def test_a_failed_evaluation_of_one_site_does_not_stop_the_release(world) -> None:
     class Private(world.plain_site):
         def answer(self, request, weights, time):
