@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -147,6 +148,20 @@ class HeadBook:
                 str(self._path),
                 "Restore it from a backup; without it a restored ledger goes unnoticed once",
             ) from None
+
+
+def fork_head(head: LedgerHead, other: str) -> LedgerHead:
+    """Return a head that neither of two forked ledgers has or will reach.
+
+    A ledger that takes it for lost entries goes on behind it; see `Ledger.adopt`.
+
+    Args:
+        head: One ledger's head.
+        other: Hash of the other's, of as many entries.
+    """
+    both = "".join(sorted([head.hash, other]))
+    # Far enough for answers that are still under way.
+    return LedgerHead(entries=head.entries + 1000, hash=hashlib.sha256(both.encode()).hexdigest())
 
 
 def _after(known: Known | None, head: LedgerHead, study: str) -> Known:

@@ -17,6 +17,7 @@ from client.privacy.budget import uses_of
 from client.privacy.groups import EVERYONE, charges_of
 from client.recovery import recover
 from client.spending import spending_report
+from server.countersign import fork_head
 from shared.accounting import Mechanism, calibrate, epsilon
 from shared.errors import LedgerError
 
@@ -251,6 +252,28 @@ def trained_after_the_backup(ward: Ward) -> tuple[Ward, Any, dict[str, Any]]:
     ward.approve(lost)
     head = ward.ask(lost, 1, **server.seen(head, first)).head
     return old, lost, server.seen(head, first, lost)
+
+
+def test_two_copies_of_a_node_both_stop_and_the_one_that_is_kept_recovers(ward: Ward) -> None:
+    ward.policy["max_epsilon_per_patient"] = 50
+    study, other = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    ward.approve(other)
+    server = ward.server()
+    ward.ask(study, 1)
+    twin = ward.copy("twin")
+    head, forked = ward.ask(study, 2).head, twin.ask(study, 2).head
+    assert head.entries == forked.entries
+    told = server.seen(fork_head(head, forked.hash), study)
+    assert ward.ask(study, 3, **told).refusal.code == "ledger-rollback"
+    assert twin.ask(study, 3, **told).refusal.code == "ledger-rollback"
+    recover(ward.hospital(), "IT", ())
+    assert charged(ward, study) == charged(ward, other) == (4, 5)
+    ward.approve(third := ward.study(privacy={"epsilon": 1.0}))
+    reply = ward.ask(third, 1, **told)
+    assert reply.outcome == "update"
+    assert reply.head.entries > told["known_head"].entries
+    assert twin.ask(study, 3, **told).refusal.code == "ledger-rollback"
 
 
 def test_a_study_the_restored_home_never_heard_of_is_charged_to_everyone(ward: Ward) -> None:
