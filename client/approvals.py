@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.site import Site
-from client.vault import write_atomic
+from client.vault import sync_folder, write_atomic
 from shared.errors import PolicyRefusal, SiteError, StudyError
 from shared.study import Study, study_from_json
 
@@ -32,7 +32,7 @@ class Approval(BaseModel):
 
 
 class Approvals:
-    """The studies of a site, in `studies/offered` and `studies/approved`.
+    """The studies of a site, in `studies/offered`, `studies/approved` and `studies/revoked`.
 
     Args:
         site: The site.
@@ -41,6 +41,7 @@ class Approvals:
     def __init__(self, site: Site) -> None:
         self._offered = site.studies / "offered"
         self._approved = site.studies / "approved"
+        self._revoked = site.studies / "revoked"
         self._last_day = site.config.policy.approvals_expire
 
     def require(self, digest: str, today: date) -> Study:
@@ -119,17 +120,24 @@ class Approvals:
         path = self._approved / f"{study.digest}.json"
         write_atomic(path, approval.model_dump_json().encode())
         self.discard(study.digest)
+        (self._revoked / path.name).unlink(missing_ok=True)
 
     def revoke(self, digest: str) -> None:
         """Take an approval back: from the next message on the study is refused.
 
+        The plan is kept: if the ledger is lost, what it may have spent must be charged.
+
         Raises:
             SiteError: The study was not approved.
         """
+        path = self._approved / f"{digest}.json"
         try:
-            (self._approved / f"{digest}.json").unlink()
+            self._revoked.mkdir(mode=0o700, exist_ok=True)
+            path.rename(self._revoked / path.name)
         except FileNotFoundError:
             raise SiteError("this study is not approved", f"study {digest[:12]}") from None
+        sync_folder(self._revoked)
+        sync_folder(self._approved)
 
     def discard(self, digest: str) -> None:
         """Drop an offered study."""
@@ -143,7 +151,19 @@ class Approvals:
 
     def approved(self) -> list[Approval]:
         """Return the approved studies, oldest approval first."""
-        found = [self._read(path) for path in self._approved.glob("*.json")]
+        return self._all(self._approved)
+
+    def revoked(self) -> list[Approval]:
+        """Return the approvals that were taken back, oldest approval first."""
+        return self._all(self._revoked)
+
+    def plans(self) -> dict[str, Study]:
+        """Return every study whose plan the site holds, by digest."""
+        decided = [approval.study for approval in (*self.approved(), *self.revoked())]
+        return {study.digest: study for study in (*self.offered(), *decided)}
+
+    def _all(self, folder: Path) -> list[Approval]:
+        found = [self._read(path) for path in folder.glob("*.json")]
         return sorted(found, key=lambda approval: (approval.time, approval.digest))
 
     def _read(self, path: Path) -> Approval:

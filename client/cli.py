@@ -71,17 +71,18 @@ def check(home: Home) -> None:
 
 @app.command()
 def studies(home: Home) -> None:
-    """List the studies that were offered and those approved."""
+    """List the studies that were offered, approved and revoked."""
     from client.approvals import Approvals
 
     approvals = Approvals(load_site(home))
     for study in approvals.offered():
         typer.echo(f"offered   {study.digest[:12]}  {study.name}")
-    for approval in approvals.approved():
-        typer.echo(
-            f"approved  {approval.digest[:12]}  {approval.study.name}  "
-            f"by {approval.by}, {approval.time}"
-        )
+    for state, decided in (("approved", approvals.approved()), ("revoked ", approvals.revoked())):
+        for approval in decided:
+            typer.echo(
+                f"{state}  {approval.digest[:12]}  {approval.study.name}  "
+                f"approved by {approval.by}, {approval.time}"
+            )
 
 
 @app.command()
@@ -189,10 +190,9 @@ def audit(
 
 
 def _known(approvals: Approvals, digest: str) -> Study:
-    """Return the study of a digest's first digits, be it offered or approved."""
-    known = [*approvals.offered(), *(approval.study for approval in approvals.approved())]
-    whole = _whole(digest, [study.digest for study in known])
-    return next(study for study in known if study.digest == whole)
+    """Return the study of a digest's first digits, be it offered, approved or revoked."""
+    known = approvals.plans()
+    return known[_whole(digest, list(known))]
 
 
 def _whole(digest: str, known: list[str]) -> str:

@@ -14,6 +14,7 @@ from shared.errors import SiteError
 if TYPE_CHECKING:
     from client.hospital import Hospital
     from client.spending import SpendingReport
+    from shared.study import Study
 
 app = typer.Typer()
 ledger_app = typer.Typer(help="Look after the privacy ledger.", no_args_is_help=True)
@@ -94,12 +95,25 @@ def verify_chain(home: Home) -> None:
 
 
 @ledger_app.command()
-def recover(home: Home, by: By) -> None:
+def recover(
+    home: Home,
+    by: By,
+    opt_outs: Annotated[
+        Path | None,
+        typer.Option(help="file with the ids of all patients who have opted out, one a line"),
+    ] = None,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(help="study.json or study.toml of a study the site no longer knows"),
+    ] = None,
+) -> None:
     """Go on after the ledger was restored, edited or lost: all that may be spent is charged."""
     from client.hospital import open_hospital
     from client.recovery import recover as recover_ledger
 
-    done = recover_ledger(open_hospital(home), by)
+    hospital = open_hospital(home)
+    ids = _ids(opt_outs) if opt_outs else None
+    done = recover_ledger(hospital, by, ids, [_plan(path) for path in plan or ()])
     said = {
         "nothing-lost": "The ledger is whole and the newest the server knows; nothing to do.",
         "adopted": "The ledger goes on; what the missing entries may have spent was charged.",
@@ -108,6 +122,11 @@ def recover(home: Home, by: By) -> None:
     typer.echo(said[done.outcome])
     if done.set_aside:
         typer.echo(f"The old one is kept in {done.set_aside}.")
+    typer.echo(f"{done.opted_out} patients are opted out.")
+    if unknown := _unknown(hospital, ids or frozenset()):
+        typer.echo(
+            f"But no table here has {unknown} of those listed: check the spelling.", err=True
+        )
 
 
 @ledger_app.command("accept-clock")
@@ -149,9 +168,36 @@ def _report(hospital: Hospital) -> SpendingReport:
 
 
 def _names(hospital: Hospital) -> dict[str, str]:
-    approvals = hospital.approvals
-    known = [*approvals.offered(), *(approval.study for approval in approvals.approved())]
-    return {study.digest: study.name for study in known}
+    return {digest: study.name for digest, study in hospital.approvals.plans().items()}
+
+
+def _ids(path: Path) -> frozenset[str]:
+    """Return the patients a file lists, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise SiteError(f"cannot read the list of opt-outs: {reason}", str(path)) from None
+    return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _plan(path: Path) -> Study:
+    """Return the study of a `study.toml`, or of a run's `study.json`."""
+    from shared.study import load_study, study_from_json
+
+    if path.suffix != ".json":
+        return load_study(path)
+    try:
+        return study_from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        raise SiteError("cannot read the plan", str(path), "Check path and rights") from None
+
+
+def _unknown(hospital: Hospital, ids: frozenset[str]) -> int:
+    """Return how many of these patients no table names."""
+    from client.data.labels import names_patient
+
+    return sum(not names_patient(hospital.site, patient) for patient in ids)
 
 
 def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> None:
@@ -159,7 +205,7 @@ def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> N
     for account in report.accounts:
         accounts.add_row(
             names.get(account.study, account.study[:12]) if account.study else "all, for life",
-            str(account.patients),
+            account.who,
             *(f"{v:.3f}" for v in (account.spent, account.reserved, account.left)),
             f"{account.budget:g}",
             f"{account.delta:g}",

@@ -63,7 +63,7 @@ def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Rep
     study = _approved_study(hospital, request)
     check_study(hospital.site.config.policy, study)
     with hospital.ledger() as ledger, ledger.locked():
-        ledger.check_head(_known_head(hospital.site, request))
+        ledger.check_head(*_known(hospital.site, request))
         hospital.outbox.confirm(request)
         parcel = hospital.outbox.find(request, weights)
         resent = parcel is not None
@@ -72,7 +72,9 @@ def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Rep
             hospital.outbox.put(parcel)
         _keep_local(hospital, study, request, weights, parcel.update)
         ledger.commit(parcel.kept.reservations)
-        update = {"head": ledger.head(), "resent": resent}
+        # A head tells the server that the study was charged here; see `Request.known_studies`.
+        head = ledger.head() if study.digest in ledger.studies() else None
+        update = {"head": head, "resent": resent}
         reply = parcel.kept.reply.model_copy(update=update)
         hospital.log(sent_event(request, reply, parcel.update))
     return reply, parcel.update
@@ -88,9 +90,9 @@ def _approved_study(hospital: Hospital, request: Request) -> Study:
     return approvals.require(request.study_digest, hospital.now().date())
 
 
-def _known_head(site: Site, request: Request) -> LedgerHead | None:
-    """Return the head the server knows, after checking that the server signed it."""
-    head = request.known_head
+def _known(site: Site, request: Request) -> tuple[LedgerHead | None, tuple[str, ...]]:
+    """Return the head and the studies the server knows, after checking that it signed them."""
+    head, studies = request.known_head, request.known_studies
     key = site.resolve(site.config.server.signing_key)
     if head is not None:
         if not key.exists():
@@ -100,14 +102,14 @@ def _known_head(site: Site, request: Request) -> LedgerHead | None:
                 "Put the coordinator's server.pub there; it is in the invitation",
             )
         signature = request.countersignature
-        if not verify_head(key.read_bytes(), site.config.name, head, signature):
+        if not verify_head(key.read_bytes(), site.config.name, head, studies, signature):
             raise ProtocolError(
                 "the ledger head in the request is not signed by the server",
                 str(key),
                 "Check that this is the coordinator's key, and that both ends call the site "
                 f"{site.config.name}",
             )
-    return head
+    return head, studies if head else ()
 
 
 def _compute(

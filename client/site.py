@@ -163,7 +163,7 @@ class Site:
 
     @property
     def studies(self) -> Path:
-        """Folder of offered and approved studies."""
+        """Folder of offered, approved and revoked studies."""
         return self.home / "studies"
 
     @property

@@ -8,7 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from client.privacy.budget import held_back, plans_of, uses_of
 from client.privacy.chain import Entry, Purpose
-from client.privacy.groups import Charge, Group, Members, charges_of, group_patients, spent
+from client.privacy.groups import (
+    EVERYONE,
+    Charge,
+    Group,
+    Members,
+    charges_of,
+    group_patients,
+    spent,
+)
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
 
@@ -57,6 +65,7 @@ class Account(Record):
         budget: Of the study, or the policy's for life.
         delta: At which all of these hold.
         unprotected: What was also released without noise: no guarantee covers it.
+        others: Whether it also holds for every patient no other account counts, now or later.
     """
 
     study: str
@@ -67,6 +76,14 @@ class Account(Record):
     budget: float
     delta: float
     unprotected: tuple[Purpose, ...] = ()
+    others: bool = False
+
+    @property
+    def who(self) -> str:
+        """The patients in words."""
+        if not self.others:
+            return str(self.patients)
+        return f"{self.patients} and all others" if self.patients else "all others"
 
 
 class SpendingReport(Record):
@@ -124,20 +141,21 @@ def _accounts(
 ) -> list[Account]:
     """Return one account for each group of patients charged or to be charged."""
     cohorts = [charge.cohort for charge in (*charges, *coming)]
-    found: dict[tuple[float, float, tuple[Purpose, ...]], int] = {}
+    found: dict[tuple[float, float, tuple[Purpose, ...]], frozenset[str]] = {}
     for group in group_patients(cohorts, members):
         key = _state(group, charges, coming, delta)
-        found[key] = found.get(key, 0) + len(group.patients)
+        found[key] = found.get(key, frozenset()) | group.patients
     return [
         Account(
             study=study,
-            patients=patients,
+            patients=len(patients - {EVERYONE}),
             spent=now,
             reserved=max(0.0, later - now),
             left=max(0.0, budget - max(now, later)),
             budget=budget,
             delta=delta,
             unprotected=unprotected,
+            others=EVERYONE in patients,
         )
         for (now, later, unprotected), patients in found.items()
     ]

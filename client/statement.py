@@ -147,7 +147,8 @@ evaluation; {spending.opted_out} have opted out. What they had spent by then sta
 <p>The guarantee is differential privacy with the patient as the unit: what left this hospital
 would have been almost the same without any one patient, all images included. Epsilon bounds
 how much it can differ, except with a chance of delta. Everything reserved is counted as spent,
-whether or not it was carried out.</p>
+whether or not it was carried out. What can no longer be said of whom is counted for everyone: "all
+others" are the patients no other line counts, those of the future among them.</p>
 <h2>For life, over all studies</h2>
 {_account_table(lifetime, {})}
 <h2>By study</h2>
@@ -173,9 +174,7 @@ def _account_table(accounts: list[Account], names: dict[str, str]) -> str:
         if account.unprotected:
             what = ", ".join(account.unprotected)
             numbers[0] = f'<span class="none">no guarantee ({html.escape(what)})</span>'
-        rows.append(
-            (name, str(account.patients), *numbers, f"{account.budget:g}", f"{account.delta:g}")
-        )
+        rows.append((name, account.who, *numbers, f"{account.budget:g}", f"{account.delta:g}"))
     return _table(head, rows)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,14 +18,30 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from server.files import write_atomically
 from shared.errors import CoordinatorError
 from shared.heads import head_bytes
-from shared.protocol import LedgerHead
+from shared.protocol import Digest, LedgerHead
 
-_HEADS = TypeAdapter(dict[str, LedgerHead])
+
+class Known(BaseModel):
+    """What the server knows of a site's ledger.
+
+    Attributes:
+        head: The newest that is confirmed.
+        studies: Digests of the studies the site has answered in, sorted: the ledger that is
+            lost may be all that says so at the site.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: LedgerHead
+    studies: tuple[Digest, ...]
+
+
+_BOOK = TypeAdapter(dict[str, Known])
 
 
 class Countersigner:
@@ -70,58 +89,110 @@ class Countersigner:
         public = self._key.public_key()
         return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
-    def sign(self, site: str, head: LedgerHead) -> str:
-        """Return the signature of a site's head, base64."""
-        return base64.b64encode(self._key.sign(head_bytes(site, head))).decode()
+    def sign(self, site: str, known: Known) -> str:
+        """Return the signature of what is known of a site's ledger, base64."""
+        return base64.b64encode(
+            self._key.sign(head_bytes(site, known.head, known.studies))
+        ).decode()
 
 
 class HeadBook:
     """The newest ledger head of each site, kept across runs.
 
-    A head is confirmed only when what came with it is safe in a checkpoint. So a site that is
-    told its head may drop the update it kept for sending again, and a server that crashed in
-    the middle of a round asks again for updates the sites still have.
+    A head is confirmed when what came with it is safe in a checkpoint, or the run has failed. So
+    a site that is told its head in a later round may drop the update it kept for sending again,
+    and a server that crashed in the middle of a round asks again for updates the sites still have.
+
+    Runs are processes of their own and share the book, so it is read anew for every question,
+    and changed under a lock.
 
     Args:
         path: `heads.json`; missing at first.
         signer: Signs what sites are told.
 
     Raises:
-        CoordinatorError: The file is not a book of heads.
+        CoordinatorError: The file is not a book of heads, now or at any later question.
     """
 
     def __init__(self, path: Path, signer: Countersigner) -> None:
         self._path, self._signer = path, signer
-        try:
-            self._heads = _HEADS.validate_json(path.read_bytes()) if path.exists() else {}
-        except (OSError, ValidationError):
-            raise CoordinatorError(
-                "the record of the sites' ledger heads cannot be read",
-                str(path),
-                "Restore it from a backup; without it a restored ledger goes unnoticed once",
-            ) from None
+        self._read()
 
-    def known(self, site: str) -> tuple[LedgerHead | None, str]:
-        """Return the last confirmed head of a site and the server's signature of it."""
-        head = self._heads.get(site)
-        return (head, self._signer.sign(site, head)) if head else (None, "")
+    def known(self, site: str) -> tuple[Known | None, str]:
+        """Return what is confirmed of a site's ledger and the server's signature of it."""
+        known = self._read().get(site)
+        return (known, self._signer.sign(site, known)) if known else (None, "")
 
     def objection(self, site: str, head: LedgerHead) -> str:
         """Return why a head cannot follow the confirmed one, or an empty text."""
-        known = self._heads.get(site)
-        if known is None or head.entries > known.entries or head == known:
-            return ""
-        if head.entries < known.entries:
-            return f"its ledger has {head.entries} entries; {known.entries} were seen before"
-        return "its ledger has another last entry than the one seen before"
+        return _objection(self._read().get(site), head)
 
-    def confirm(self, heads: Mapping[str, LedgerHead]) -> None:
-        """Remember heads that follow what is known; others are left as they were."""
-        newer = {site: head for site, head in heads.items() if not self.objection(site, head)}
-        if all(self._heads.get(site) == head for site, head in newer.items()):
-            return
-        self._heads = {**self._heads, **newer}
-        write_atomically(self._path, _HEADS.dump_json(self._heads, indent=1))
+    def confirm(self, heads: Mapping[str, LedgerHead], study: str) -> None:
+        """Remember heads that follow what is known, and that their sites answered in the study.
+
+        A head that does not follow is left out; the study counts all the same.
+        """
+        with _locked(self._path.with_suffix(".lock")):
+            before = self._read()
+            after = before | {s: _after(before.get(s), head, study) for s, head in heads.items()}
+            if after != before:
+                write_atomically(self._path, _BOOK.dump_json(after, indent=1))
+
+    def _read(self) -> dict[str, Known]:
+        """Return the book as it is now; it is replaced whole, so reading needs no lock."""
+        try:
+            return _BOOK.validate_json(self._path.read_bytes()) if self._path.exists() else {}
+        except (OSError, ValidationError):
+            raise CoordinatorError(
+                "the record of the sites' ledger heads cannot be read",
+                str(self._path),
+                "Restore it from a backup; without it a restored ledger goes unnoticed once",
+            ) from None
+
+
+def fork_head(head: LedgerHead, other: str) -> LedgerHead:
+    """Return a head that neither of two forked ledgers has or will reach.
+
+    A ledger that takes it for lost entries goes on behind it; see `Ledger.adopt`.
+
+    Args:
+        head: One ledger's head.
+        other: Hash of the other's, of as many entries.
+    """
+    both = "".join(sorted([head.hash, other]))
+    # Far enough for answers that are still under way.
+    return LedgerHead(entries=head.entries + 1000, hash=hashlib.sha256(both.encode()).hexdigest())
+
+
+def _after(known: Known | None, head: LedgerHead, study: str) -> Known:
+    if known is None:
+        return Known(head=head, studies=(study,))
+    newest = known.head if _objection(known, head) else head
+    return Known(head=newest, studies=tuple(sorted({*known.studies, study})))
+
+
+def _objection(known: Known | None, head: LedgerHead) -> str:
+    if known is None or head.entries > known.head.entries or head == known.head:
+        return ""
+    if head.entries < known.head.entries:
+        return f"its ledger has {head.entries} entries; {known.head.entries} were seen before"
+    return "its ledger has another last entry than the one seen before"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait for the lock of the book, and hold it; it ends with the process, however that ends."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise CoordinatorError(
+            f"cannot lock the record of the sites' ledger heads: {error.strerror}",
+            str(path),
+            "Correct the folder's rights",
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _create_key(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from server.clock import Clock
-from server.countersign import HeadBook
+from server.countersign import HeadBook, fork_head
 from server.runs import Log
 from shared.errors import ConsiliumError, CoordinatorError
 from shared.protocol import LedgerHead, Reply, Request
@@ -132,6 +132,7 @@ class Exchange:
         self._sent: dict[str, _Sent] = {}
         self._delivered: dict[str, int] = {}
         self._away: set[str] = set()
+        self._hashes: dict[tuple[str, int], str] = {}
         self.seen_heads: dict[str, LedgerHead] = {}
 
     def wait_for_sites(self, least: int, seconds: float) -> None:
@@ -221,10 +222,11 @@ class Exchange:
             if site in question.answers and question.answers[site].delivered:
                 continue
             question.answers.pop(site, None)
-            head, signature = self._heads.known(site)
+            known, signature = self._heads.known(site)
             attempt = question.asked[site]
             update = {
-                "known_head": head,
+                "known_head": known.head if known else None,
+                "known_studies": known.studies if known else (),
                 "countersignature": signature,
                 "attempt": attempt,
                 "counted": question.counted.get(site, 0),
@@ -243,7 +245,11 @@ class Exchange:
     def _collect(self, question: Question) -> None:
         for received in self._transport.receive(list(self._sent)):
             sent = self._sent.pop(received.message, None)
-            if sent is not None and self._delivered.get(sent.site, -1) < sent.round:
+            if sent is None:
+                continue
+            if received.reply is not None and received.node == sent.node:
+                self._note_head(sent.site, received.reply, sent.round)
+            if self._delivered.get(sent.site, -1) < sent.round:
                 self._take(received, sent, question)
         now = self._clock.monotonic()
         self._sent = {key: sent for key, sent in self._sent.items() if now < sent.expires}
@@ -252,8 +258,6 @@ class Exchange:
         """Sort one answer into the question it belongs to."""
         number, site, reply = question.request.round, sent.site, received.reply
         genuine = received.node == sent.node
-        if reply is not None and genuine:
-            self._note_head(site, reply, sent.round)
         if sent.round != number:
             outcome = reply.outcome if reply else received.error
             self._log("site-late", round=sent.round, site=site, outcome=outcome)
@@ -280,9 +284,23 @@ class Exchange:
         self._log("site-failed", round=question.request.round, site=site, error=error)
 
     def _note_head(self, site: str, reply: Reply, number: int) -> None:
-        if reply.head is None:
+        """Remember a site's head, unless it cannot follow what was seen of the site before.
+
+        Two heads of as many entries are two ledgers: copies of a node that both answer. Neither
+        counts what the other spends, so both must stop, and be told a head that neither has.
+        """
+        head = reply.head
+        if head is None:
             return
-        if reason := self._heads.objection(site, reply.head):
+        other = self._hashes.setdefault((site, head.entries), head.hash)
+        reason = self._heads.objection(site, head)
+        if other != head.hash:
+            reason = f"two ledgers of {head.entries} entries answer for it"
+            self._heads.confirm({site: fork_head(head, other)}, reply.study_digest)
+        if reason:
             self._log("ledger-conflict", round=number, site=site, reason=reason)
-        else:
-            self.seen_heads[site] = reply.head
+        # One not believed still says that the site has answered in this study; and of a site
+        # that was asked twice, the older answer may come last.
+        seen = self.seen_heads.setdefault(site, head)
+        if not reason and head.entries > seen.entries:
+            self.seen_heads[site] = head

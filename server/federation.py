@@ -141,7 +141,7 @@ class _Run:
             )
         state = self._folder.latest(first_state(self._study, first))
         self._folder.log("run-started", run=self._folder.run, rounds_done=state.round)
-        self._heads.confirm(state.heads)
+        self._heads.confirm(state.heads, self._study.digest)
         metrics = self._folder.open_metrics(state.round)
         try:
             self._exchange.wait_for_sites(plan.min_sites, plan.start_deadline)
@@ -152,6 +152,9 @@ class _Run:
             self._close(state, metrics)
         finally:
             metrics.close()
+            # Of a round that failed too: what was answered was spent. Taken up again, the run
+            # asks for the same round, for which the sites still have their answers.
+            self._heads.confirm(self._exchange.seen_heads, self._study.digest)
         self._folder.log("run-finished", round=plan.rounds)
 
     def _describe(self, open_until: float) -> Statistics | None:
@@ -172,7 +175,7 @@ class _Run:
         }
         statistics = merge_statistics(list(parts.values()))
         self._folder.save_statistics(statistics)
-        self._heads.confirm(self._exchange.seen_heads)
+        self._heads.confirm(self._exchange.seen_heads, self._study.digest)
         self._folder.log("described", sites=list(parts), noise=statistics.noise)
         return statistics
 
@@ -197,7 +200,7 @@ class _Run:
         line = self._line(question, began)
         metrics.append(line)
         self._folder.save(after)
-        self._heads.confirm(after.heads)
+        self._heads.confirm(after.heads, self._study.digest)
         states = {site: entry["state"] for site, entry in line["sites"].items()}
         self._folder.log("round-finished", round=number, seconds=line["seconds"], sites=states)
         return after
@@ -242,7 +245,7 @@ class _Run:
         question = self._question("evaluate", state.round + 1, weights, self._rules.evaluation)
         question.counted = state.counted
         self._exchange.ask(question)
-        self._heads.confirm(self._exchange.seen_heads)
+        self._heads.confirm(self._exchange.seen_heads, self._study.digest)
         line = self._line(question, began) | {"closing": True}
         metrics.append(line)
         self._folder.log("evaluation-finished", round=state.round + 1, auc=line["auc"])

@@ -15,10 +15,12 @@ from shared.errors import CoordinatorError
 def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace a file's content: temporary file, fsync, rename, fsync of the folder.
 
+    Of two processes that write at once, one wins: each has a temporary file of its own.
+
     Raises:
         CoordinatorError: The disk is full, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:

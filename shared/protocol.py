@@ -99,8 +99,15 @@ class Request(Wire):
     known_head: LedgerHead | None = Field(
         default=None, description="the site's ledger head as the server last saw it"
     )
+    known_studies: tuple[Digest, ...] = Field(
+        default=(),
+        max_length=1000,
+        description="studies the server has had answers of this site in, of all runs, sorted",
+    )
     countersignature: str = Field(
-        default="", max_length=256, description="the server's signature of known_head, base64"
+        default="",
+        max_length=256,
+        description="the server's signature of known_head and known_studies, base64",
     )
 
     @model_validator(mode="after")

@@ -21,6 +21,8 @@ class Anchor(BaseModel):
         confirmed: The newest head that came back from the server and is in the ledger.
         claimed: A head the server knows and the ledger does not: entries were lost. Training
             stops until they are charged for.
+        studies: Digests of the studies the server has had answers in, sorted, kept while it
+            knows more than the ledger.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +30,7 @@ class Anchor(BaseModel):
     instance: str
     confirmed: LedgerHead | None = None
     claimed: LedgerHead | None = None
+    studies: tuple[str, ...] = ()
 
 
 def anchor_path(ledger: Path) -> Path:

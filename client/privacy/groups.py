@@ -12,6 +12,13 @@ from shared.accounting import Mechanism, epsilon
 Members = Mapping[str, frozenset[str]]
 """Patients (pseudonyms) of each cohort id."""
 
+EVERYONE = "everyone"
+"""Stands in a cohort for every patient there is or will be, known or not.
+
+What is charged to a cohort with it counts for all patients. It is charged where the patients
+of then cannot be named, and no patient has it for a pseudonym.
+"""
+
 
 @dataclass(frozen=True)
 class Charge:
@@ -56,14 +63,18 @@ def charges_of(entries: Iterable[Entry]) -> list[Charge]:
 
 
 def group_patients(cohorts: Collection[str], members: Members) -> list[Group]:
-    """Partition the patients of these cohorts by the set of cohorts they are in."""
+    """Partition the patients of these cohorts by the set of cohorts they are in.
+
+    Where a cohort holds `EVERYONE`, one group has it too: the patients who are in no other.
+    """
     of_patient: dict[str, list[str]] = defaultdict(list)
     for cohort in sorted(set(cohorts)):
         for patient in members[cohort]:
             of_patient[patient].append(cohort)
     groups: dict[frozenset[str], set[str]] = defaultdict(set)
+    of_all = of_patient.get(EVERYONE, [])
     for patient, own in of_patient.items():
-        groups[frozenset(own)].add(patient)
+        groups[frozenset(own).union(of_all)].add(patient)
     return [
         Group(own, frozenset(patients))
         for own, patients in sorted(groups.items(), key=lambda item: sorted(item[0]))

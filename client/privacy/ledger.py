@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from client.privacy.anchor import Anchor
 from client.privacy.budget import (
     RECOVERED,
     Limits,
@@ -21,7 +22,7 @@ from client.privacy.budget import (
     uses_of,
 )
 from client.privacy.chain import Entry, Purpose
-from client.privacy.groups import Group, Members
+from client.privacy.groups import EVERYONE, Group, Members
 from client.privacy.ledger_store import Clock, LedgerStore, Transaction, hold
 from client.privacy.plans import Plan
 from client.vault import Vault
@@ -99,33 +100,45 @@ class Ledger:
         last = self.entries()[-1]
         return LedgerHead(entries=last.seq, hash=last.hash)
 
-    def check_head(self, known: LedgerHead | None) -> None:
+    def check_head(self, known: LedgerHead | None, studies: Collection[str] = ()) -> None:
         """Compare the ledger with what the server last saw of it, and remember the outcome.
 
         Args:
             known: Head the server sent along; its signature has been checked.
+            studies: Digests of the studies the server has had answers in, signed with it.
 
         Raises:
-            PolicyRefusal: `ledger-rollback`: the ledger lacks entries that the server, or the
-                anchor, has seen.
+            PolicyRefusal: `ledger-rollback`: the ledger lacks entries, or studies, that the
+                server or the anchor has seen.
         """
         anchor, entries = self._store.anchor, self.entries()
         heads = [head for head in (anchor.claimed, anchor.confirmed, known) if head]
         lost = [head for head in heads if not _has(entries, head)]
         newest = max(lost or heads, key=lambda head: head.entries, default=None)
-        if lost and newest:
-            self.claim(newest)
+        answered = {*anchor.studies, *studies}
+        unknown = answered - _studies(entries)
+        if lost or unknown:
+            self.claim(newest if lost else None, answered)
+            what = f"the server knows answers in {len(unknown)} studies that this ledger lacks"
+            if lost and newest:
+                what = (
+                    f"the server knows a ledger of {newest.entries} entries that this one does not "
+                    "continue"
+                )
             raise PolicyRefusal(
                 "ledger-rollback",
-                f"the server knows a ledger of {newest.entries} entries that this one does not "
-                "continue: this is an older copy, or another node uses a copy",
+                f"{what}: this is an older copy, or another node uses a copy",
                 str(self.path),
                 "Restore the newest ledger, or run `consilium site ledger recover`, which "
                 "charges what may have been spent",
             )
-        if newest != anchor.confirmed:
-            update = {"confirmed": newest, "claimed": None}
-            self._store.set_anchor(anchor.model_copy(update=update))
+        settled = Anchor(instance=anchor.instance, confirmed=newest)
+        if settled != anchor:
+            self._store.set_anchor(settled)
+
+    def studies(self) -> frozenset[str]:
+        """Return the digests of the studies that were charged here."""
+        return _studies(self.entries())
 
     def plan(self, study: str, purpose: Purpose) -> Plan | None:
         """Return the plan a study's first round fixed, if there was one."""
@@ -149,6 +162,8 @@ class Ledger:
             if not own or not patients:
                 return patients
             begun = frozenset[str]().union(*(members[cohort] for cohort in own))
+            if EVERYONE in begun:
+                return patients
             poor = too_poor(held.entries, [Wanted(use.plan, patients)], members, limits)
             return patients - (_patients(poor) - begun)
 
@@ -244,9 +259,14 @@ class Ledger:
         lost = [head for head in heads if not _has(entries, head)]
         return max(lost, key=lambda head: head.entries, default=None)
 
-    def claim(self, head: LedgerHead | None) -> None:
-        """Remember a head seen elsewhere, until (None) its loss was charged for."""
-        self._store.set_anchor(self._store.anchor.model_copy(update={"claimed": head}))
+    def lost_studies(self) -> frozenset[str]:
+        """Return the studies the server has had answers in and this ledger knows nothing of."""
+        return frozenset(self._store.anchor.studies) - self.studies()
+
+    def claim(self, head: LedgerHead | None, studies: Collection[str]) -> None:
+        """Remember what was seen elsewhere, until (None, no studies) its loss was charged for."""
+        update = {"claimed": head, "studies": tuple(sorted(studies))}
+        self._store.set_anchor(self._store.anchor.model_copy(update=update))
 
     def adopt(self, wanted: Sequence[Wanted]) -> None:
         """Charge for lost entries, so that the ledger again counts no less than was spent.
@@ -268,7 +288,7 @@ class Ledger:
                 left = use.plan.uses - uses_of(held.entries, use.plan.study, use.plan.purpose)
                 if left > 0 and use.patients:
                     _charge(held, use, Entry(kind="reserve", run=RECOVERED, uses=left))
-        self.claim(None)
+        self.claim(None, ())
 
 
 def _as_stored(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
@@ -318,7 +338,10 @@ def _fix(held: Transaction, use: Wanted) -> Entry:
 
 
 def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
-    """Return the plans wanted and those in the ledger, each with all patients it may have had."""
+    """Return the plans wanted and those in the ledger, each with all patients it may have had.
+
+    Of several versions of a plan the one in the ledger counts, else what costs most.
+    """
     members = held.members()
     own = [
         Wanted(plan, frozenset(members[e.cohort]))
@@ -329,9 +352,10 @@ def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
     uses: dict[tuple[str, Purpose], Wanted] = {}
     for use in (*wanted, *own):
         key = (use.plan.study, use.plan.purpose)
-        before = uses[key].patients if key in uses else frozenset()
-        uses[key] = Wanted(use.plan, before | use.patients)
-    return list(uses.values())
+        before = uses.get(key, use)
+        plan = before.plan.or_costlier(use.plan)
+        uses[key] = Wanted(plan, before.patients | use.patients)
+    return _as_stored(held, list(uses.values()))
 
 
 def _has(entries: Sequence[Entry], head: LedgerHead | None) -> bool:
@@ -341,6 +365,10 @@ def _has(entries: Sequence[Entry], head: LedgerHead | None) -> bool:
         or (e.kind == "adopt" and e.note == _note(head))
         for e in entries
     )
+
+
+def _studies(entries: Sequence[Entry]) -> frozenset[str]:
+    return frozenset(e.study for e in entries if e.kind == "plan")
 
 
 def _note(head: LedgerHead) -> str:

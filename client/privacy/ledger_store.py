@@ -187,17 +187,19 @@ class Transaction:
         return identity
 
     def members(self) -> dict[str, frozenset[str]]:
-        """Return the patients of every cohort.
+        """Return the patients of every cohort: of all that entries name, and that are written.
 
         Raises:
-            LedgerError: Patients of a cohort were edited.
+            LedgerError: Patients of a cohort were edited or removed.
         """
-        for identity in self._connection.scalars(_COHORTS):
+        named = {e.cohort for e in self.entries if e.cohort}
+        written = set(self._connection.scalars(_COHORTS))
+        for identity in named | written:
             if identity not in self.cohorts:
                 patients = frozenset(self._connection.scalars(_MEMBERS, {"of": identity}))
-                if cohort_id(patients) != identity:
+                if identity not in written or cohort_id(patients) != identity:
                     raise LedgerError(
-                        "the patients of a cohort in the privacy ledger were edited",
+                        "the patients of a cohort in the privacy ledger were edited or removed",
                         f"cohort {identity[:12]}",
                         "Restore the ledger from backup, or run `consilium site ledger recover`",
                     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client.privacy.chain import Entry, Purpose
 from shared.accounting import before_training, calibrate, default_delta
@@ -39,6 +39,16 @@ class Plan:
     def of_entry(cls, entry: Entry) -> Plan:
         """Return the plan as the ledger holds it."""
         return cls(**{name: getattr(entry, name) for name in cls.__dataclass_fields__})
+
+    def or_costlier(self, other: Plan) -> Plan:
+        """Return a plan that costs no less than this one nor than another version of it."""
+        return replace(
+            self,
+            noise_multiplier=min(self.noise_multiplier, other.noise_multiplier),
+            sampling_rate=max(self.sampling_rate, other.sampling_rate),
+            steps=max(self.steps, other.steps),
+            uses=max(self.uses, other.uses),
+        )
 
 
 def description_plan(study: Study, patients: int) -> Plan:

@@ -164,10 +164,12 @@ class Server:
         pem = self._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         (ward.home / "server.pub").write_bytes(pem)
 
-    def seen(self, head: LedgerHead | None) -> dict[str, Any]:
+    def seen(self, head: LedgerHead | None, *studies: Study) -> dict[str, Any]:
+        """What a request says once a head and answers in some studies are confirmed."""
         assert head is not None
-        signature = base64.b64encode(self._key.sign(head_bytes("ward", head))).decode()
-        return {"known_head": head, "countersignature": signature}
+        digests = tuple(sorted(study.digest for study in studies))
+        signature = base64.b64encode(self._key.sign(head_bytes("ward", head, digests))).decode()
+        return {"known_head": head, "known_studies": digests, "countersignature": signature}
 
 
 @pytest.fixture

@@ -54,6 +54,18 @@ def test_an_approval_taken_back_no_longer_holds(tmp_path: Path) -> None:
         ours.revoke(plan.digest)
 
 
+def test_a_plan_that_was_ever_approved_is_kept_and_can_be_approved_again(tmp_path: Path) -> None:
+    ours, plan = approvals(tmp_path), study()
+    assert ours.plans() == {}
+    ours.approve_study(plan, "Dr. A")
+    ours.revoke(plan.digest)
+    assert (ours.approved(), [a.study for a in ours.revoked()]) == ([], [plan])
+    assert ours.offer(plan.digest, plan.canonical())
+    ours.approve(plan.digest, "Dr. B")
+    assert ours.require(plan.digest, TODAY) == plan
+    assert (ours.revoked(), ours.plans()) == ([], {plan.digest: plan})
+
+
 @pytest.mark.parametrize(("day", "holds"), [(28, True), (1, True), (2, False)])
 def test_approvals_hold_through_their_last_day(tmp_path: Path, day: int, holds: bool) -> None:
     ours = approvals(tmp_path, approvals_expire=TODAY)

@@ -321,7 +321,7 @@ def test_recovery_charges_the_description_too(ward: Ward, weighted: Study) -> No
     ask(ward, weighted)
     for path in ward.home.glob("ledger.sqlite*"):
         path.unlink()
-    recover(ward.hospital(), "IT")
+    recover(ward.hospital(), "IT", ())
     with ward.hospital().ledger() as ledger:
         charged = {e.purpose: e.uses for e in ledger.entries() if e.kind == "reserve"}
     assert charged["describe"] == 2

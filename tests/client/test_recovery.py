@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sqlite3
 import sys
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from client.cli import app
 from client.privacy.budget import uses_of
+from client.privacy.groups import EVERYONE, charges_of
 from client.recovery import recover
 from client.spending import spending_report
+from server.countersign import fork_head
+from shared.accounting import Mechanism, calibrate, epsilon
 from shared.errors import LedgerError
 
 Ward = Any  # the class in conftest.py
@@ -30,7 +36,7 @@ def test_a_sound_ledger_is_left_alone(ward: Ward) -> None:
     ward.approve(study)
     ward.ask(study, 1)
     before = ward.kinds()
-    assert recover(ward.hospital(), "IT").outcome == "nothing-lost"
+    assert recover(ward.hospital(), "IT", ()).outcome == "nothing-lost"
     assert ward.kinds() == before
 
 
@@ -42,7 +48,7 @@ def test_a_restored_home_goes_on_with_everything_charged(ward: Ward) -> None:
     old = ward.copy("backup")
     known = server.seen(ward.ask(study, 2, **server.seen(first.head)).head)
     old.ask(study, 3, **known)
-    assert recover(old.hospital(), "IT").outcome == "adopted"
+    assert recover(old.hospital(), "IT", ()).outcome == "adopted"
     assert charged(old, study) == (4, 5)
     # The study is used up; another one with budget left goes on, and the server is content.
     reply = old.ask(study, 3, **known)
@@ -99,7 +105,7 @@ def test_a_ledger_that_cannot_vouch_is_set_aside_and_everything_charged(
     spoil(ward, how)
     known = server.seen(head)
     assert ward.ask(study, 3, **known).refusal.code == "ledger-invalid"
-    assert recover(ward.hospital(), "IT").outcome == "replaced"
+    assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
     assert charged(ward, study) == (4, 5)
     with ward.hospital().ledger() as ledger:
         ledger.check_head(None)
@@ -111,19 +117,259 @@ def test_a_ledger_that_cannot_vouch_is_set_aside_and_everything_charged(
     assert not list(ward.home.glob("recovered*"))
 
 
-def test_a_lost_vault_key_means_a_new_ledger_with_everything_charged(ward: Ward) -> None:
+def lose_the_key(ward: Ward) -> None:
+    (ward.home / "vault.key").unlink()
+    (ward.home / "audit.jsonl").rename(ward.home / "audit.old.jsonl")
+
+
+def test_after_a_lost_vault_key_every_patient_has_paid_for_everything(ward: Ward) -> None:
+    study, later = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    ward.ask(study, 1)
+    lose_the_key(ward)
+    assert ward.ask(study, 2).refusal.code == "ledger-invalid"
+    assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
+    assert charged(ward, study) == (4, 5)
+    # By hand, from the study: four rounds of two steps and five evaluations, for everyone.
+    training = Mechanism(calibrate(8.0, 1e-5, 0.5, 8), 0.5, 8)
+    scores = Mechanism(calibrate(8.0, 1e-5, 1.0, 5), 1.0, 5)
+    with ward.hospital().ledger() as ledger:
+        report = spending_report(ledger, budget=100.0, delta=1e-5)
+    (account,) = [account for account in report.accounts if not account.study]
+    assert (account.who, account.others, report.patients) == ("all others", True, 0)
+    assert account.spent == pytest.approx(epsilon([training, scores], 1e-5))
+    # Patients have new pseudonyms, and one has come who never took part: all of them have paid.
+    ward.approve(later)
+    ward.train += 1
+    ward.policy["max_epsilon_per_patient"] = account.spent + 0.01
+    assert ward.ask(later, 1).refusal.code == "budget-exhausted"
+    ward.policy["max_epsilon_per_patient"] = account.spent + 2
+    reply = ward.ask(later, 1)
+    assert (reply.outcome, reply.patients) == ("update", ward.train)
+
+
+def test_a_study_closed_and_no_longer_approved_is_charged_when_the_key_is_lost(ward: Ward) -> None:
+    study, later = ward.study(), ward.study(privacy={"epsilon": 7.0})
+    ward.approve(study)
+    ward.ask(study, 1)
+    with ward.hospital().ledger() as ledger:
+        ledger.close_study(study.digest)
+    ward.hospital().approvals.revoke(study.digest)
+    lose_the_key(ward)
+    recover(ward.hospital(), "IT", ())
+    assert charged(ward, study) == (4, 5)
+    ward.approve(later)
+    assert ward.ask(later, 1).refusal.code == "budget-exhausted"
+
+
+@pytest.mark.parametrize(
+    "how", ["update entry set steps = 0 where kind = 'reserve'", "delete from cohort_member"]
+)
+def test_patients_a_spoilt_ledger_does_not_vouch_for_are_everyone(ward: Ward, how: str) -> None:
     study = ward.study()
     ward.approve(study)
     ward.ask(study, 1)
-    (ward.home / "vault.key").unlink()
-    assert ward.ask(study, 2).refusal.code == "ledger-invalid"
-    (ward.home / "audit.jsonl").rename(ward.home / "audit.old.jsonl")
-    assert recover(ward.hospital(), "IT").outcome == "replaced"
+    ward.train -= 1  # who has left the data since has paid as well
+    spoil(ward, how)
+    recover(ward.hospital(), "IT", ())
+    with ward.hospital().ledger() as ledger:
+        assert all(EVERYONE in patients for patients in ledger.members().values())
+
+
+def test_opt_outs_of_a_lost_key_must_be_named_again_before_anything_goes_on(ward: Ward) -> None:
+    ward.policy["max_epsilon_per_patient"] = 50
+    study, later = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    ward.approve(later)
+    ward.ask(study, 1)
+    with ward.hospital().ledger() as ledger:
+        ledger.opt_out(ward.pseudonym("train-1"))
+    lose_the_key(ward)
+    for too_few in (None, ()):
+        with pytest.raises(LedgerError, match="1 patients had opted out, 0 of them are known"):
+            recover(ward.hospital(), "IT", too_few)
+        assert ward.ask(later, 1).refusal.code == "ledger-invalid"
+    assert recover(ward.hospital(), "IT", ["train-1"]).opted_out == 1
+    ward.approve(other := ward.study(privacy={"epsilon": 1.0}))
+    reply = ward.ask(other, 1)
+    assert (reply.outcome, reply.patients) == ("update", ward.train - 1)
+
+
+def test_opt_outs_made_after_a_backup_must_be_named_again(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    server = ward.server()
+    old = ward.copy("backup")
+    with ward.hospital().ledger() as ledger:
+        ledger.opt_out(ward.pseudonym("train-1"))
+    known = server.seen(ward.ask(study, 1).head)
+    assert old.ask(study, 1, **known).refusal.code == "ledger-rollback"
+    with pytest.raises(LedgerError, match="opt-outs"):
+        recover(old.hospital(), "IT")
+    assert old.ask(study, 1, **known).refusal.code == "ledger-rollback"
+    assert recover(old.hospital(), "IT", ["train-1"]).opted_out == 1
+    with old.hospital().ledger() as ledger:
+        assert ledger.opted_out() == {ward.pseudonym("train-1")}
+
+
+def test_the_command_asks_for_opt_outs_and_plans_and_says_what_it_did(ward: Ward) -> None:
+    (ward.home / "site.toml").write_text(
+        'name = "ward"\n[server]\naddress = "localhost:1"\n[data]\nimages = "images"\n'
+        'labels = "labels.csv"\n'
+    )
+    (ward.home / "labels.csv").write_text("file,patient,label\na.dcm,4711,ill\n")
+    study = ward.study()
+    with ward.hospital().ledger() as ledger:
+        ledger.claim(None, [study.digest])
+    spoil(ward, "overwritten")
+    plan = ward.home / "study.json"
+    plan.write_text(study.canonical())
+    command = ["ledger", "recover", "--home", str(ward.home), "--by", "IT"]
+    listed = ward.home / "objections.txt"
+    listed.write_text("4711\n\n 0815 \n")
+    for option in ("--opt-outs", "--plan"):  # each is asked for in turn
+        refused = CliRunner().invoke(app, command)
+        assert isinstance(refused.exception, LedgerError)
+        assert option in str(refused.exception)
+        command += [option, str(listed if option == "--opt-outs" else plan)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "2 patients are opted out" in done.output
+    assert "no table here has 1 of those listed" in done.output
     assert charged(ward, study) == (4, 5)
     with ward.hospital().ledger() as ledger:
-        report = spending_report(ledger, budget=10.0, delta=1e-5)
-    # Patients known by their old pseudonyms, who cannot be told from the new ones, are kept too.
-    assert report.patients == 2 * (ward.train + ward.held_out)
+        assert ledger.opted_out() == {ward.pseudonym("4711"), ward.pseudonym("0815")}
+
+
+def trained_after_the_backup(ward: Ward) -> tuple[Ward, Any, dict[str, Any]]:
+    """A home restored from before a study was approved, that study, and what the server knows."""
+    ward.policy["max_epsilon_per_patient"] = 50
+    first, lost = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(first)
+    server = ward.server()
+    head = ward.ask(first, 1).head
+    old = ward.copy("backup")
+    ward.approve(lost)
+    head = ward.ask(lost, 1, **server.seen(head, first)).head
+    return old, lost, server.seen(head, first, lost)
+
+
+def test_two_copies_of_a_node_both_stop_and_the_one_that_is_kept_recovers(ward: Ward) -> None:
+    ward.policy["max_epsilon_per_patient"] = 50
+    study, other = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    ward.approve(other)
+    server = ward.server()
+    ward.ask(study, 1)
+    twin = ward.copy("twin")
+    head, forked = ward.ask(study, 2).head, twin.ask(study, 2).head
+    assert head.entries == forked.entries
+    told = server.seen(fork_head(head, forked.hash), study)
+    assert ward.ask(study, 3, **told).refusal.code == "ledger-rollback"
+    assert twin.ask(study, 3, **told).refusal.code == "ledger-rollback"
+    recover(ward.hospital(), "IT", ())
+    assert charged(ward, study) == charged(ward, other) == (4, 5)
+    ward.approve(third := ward.study(privacy={"epsilon": 1.0}))
+    reply = ward.ask(third, 1, **told)
+    assert reply.outcome == "update"
+    assert reply.head.entries > told["known_head"].entries
+    assert twin.ask(study, 3, **told).refusal.code == "ledger-rollback"
+
+
+def test_a_study_the_restored_home_never_heard_of_is_charged_to_everyone(ward: Ward) -> None:
+    old, lost, known = trained_after_the_backup(ward)
+    first = ward.study()
+    assert old.ask(first, 2, **known).refusal.code == "ledger-rollback"
+    with pytest.raises(LedgerError, match=r"study\.json") as refusal:
+        recover(old.hospital(), "IT", ())
+    assert lost.digest in str(refusal.value)
+    assert old.ask(first, 2).refusal.code == "ledger-rollback"  # nothing was recovered
+    assert recover(old.hospital(), "IT", (), [first, lost]).outcome == "adopted"
+    assert charged(old, first) == charged(old, lost) == (4, 5)
+    with old.hospital().ledger() as ledger:
+        members = ledger.members()
+        charges = [c for c in charges_of(ledger.entries()) if c.study == lost.digest]
+    assert all(members[charge.cohort] == {EVERYONE} for charge in charges)
+    old.approve(lost)
+    for study in (first, lost):
+        assert old.ask(study, 2, **known).refusal.code == "budget-exhausted"
+
+
+def test_the_plan_may_be_among_those_offered(ward: Ward) -> None:
+    old, lost, known = trained_after_the_backup(ward)
+    assert old.ask(lost, 2, **known).refusal.code == "study-not-approved"  # and it is offered
+    assert old.ask(ward.study(), 2, **known).refusal.code == "ledger-rollback"
+    recover(old.hospital(), "IT", ())
+    assert charged(old, lost) == (4, 5)
+
+
+def test_a_study_the_server_knows_and_the_ledger_does_not_is_noticed_under_any_head(
+    ward: Ward,
+) -> None:
+    study, unknown = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    server = ward.server()
+    head = ward.ask(study, 1).head
+    reply = ward.ask(study, 2, **server.seen(head, study))
+    assert reply.outcome == "update"  # a study the ledger knows needs nothing
+    known = server.seen(reply.head, study, unknown)
+    assert ward.ask(study, 3, **known).refusal.code == "ledger-rollback"
+    assert ward.ask(study, 3).refusal.code == "ledger-rollback"  # remembered
+    recover(ward.hospital(), "IT", (), [unknown])
+    with ward.hospital().ledger() as ledger:
+        ledger.check_head(known["known_head"], known["known_studies"])
+
+
+def test_the_studies_the_server_knows_must_be_signed(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    server = ward.server()
+    known = server.seen(ward.ask(study, 1).head, study)
+    assert ward.code(ward.ask(study, 2, **known | {"known_studies": ()})) == "message-invalid"
+
+
+def test_a_study_whose_approval_was_taken_back_is_charged(ward: Ward) -> None:
+    study, gone = ward.study(), ward.study(privacy={"epsilon": 2.0})
+    ward.approve(study)
+    server = ward.server()
+    head = ward.ask(study, 1).head
+    for name in ("ledger.sqlite", "ledger.anchor"):
+        shutil.copy(ward.home / name, ward.home / f"{name}.backup")
+    ward.approve(gone)
+    ward.policy["max_epsilon_per_patient"] = 50
+    head = ward.ask(gone, 1, **server.seen(head)).head
+    ward.hospital().approvals.revoke(gone.digest)
+    for name in ("ledger.sqlite", "ledger.anchor"):
+        shutil.copy(ward.home / f"{name}.backup", ward.home / name)
+    # A coordinator that lists no study: the site knows by itself.
+    assert ward.ask(study, 2, **server.seen(head)).refusal.code == "ledger-rollback"
+    recover(ward.hospital(), "IT", ())
+    assert charged(ward, gone) == (4, 5)
+
+
+def test_a_lost_ledger_is_replaced_only_with_the_plans_the_server_named(ward: Ward) -> None:
+    old, lost, known = trained_after_the_backup(ward)
+    assert old.ask(ward.study(), 2, **known).refusal.code == "ledger-rollback"
+    spoil(old, "overwritten")
+    with pytest.raises(LedgerError, match=r"study\.json"):
+        recover(old.hospital(), "IT", ())
+    assert recover(old.hospital(), "IT", (), [lost]).outcome == "replaced"
+    assert charged(old, lost) == (4, 5)
+    with old.hospital().ledger() as ledger:
+        ledger.check_head(known["known_head"], known["known_studies"])
+
+
+def test_a_study_no_noise_can_keep_does_not_stop_recovery(ward: Ward) -> None:
+    impossible = ward.study(
+        privacy={"epsilon": 0.1, "statistics_noise": 1.0},
+        training={"loss": {"name": "class-balanced"}},
+    )
+    ward.approve(impossible)
+    ward.approve(study := ward.study())
+    ward.ask(study, 1)
+    spoil(ward, "anchor")
+    assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
+    assert charged(ward, impossible) == (0, 0)
 
 
 def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:
@@ -132,7 +378,7 @@ def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:
         ledger.locked(),
         pytest.raises(LedgerError, match="another process"),
     ):
-        recover(ward.hospital(), "IT")
+        recover(ward.hospital(), "IT", ())
 
 
 @pytest.mark.parametrize("how", ["anchor", "update entry set steps = 0 where kind = 'reserve'"])
@@ -151,7 +397,7 @@ def test_a_recovery_killed_at_any_step_refuses_training_until_it_is_done(
             assert copy.ask(study, 2).refusal.code in ("ledger-invalid", "budget-exhausted")
         else:
             pytest.fail(f"killed at rename {step}: the next start would begin with nothing spent")
-        recover(copy.hospital(), "IT")
+        recover(copy.hospital(), "IT", ())
         assert charged(copy, study) == (4, 5)
     assert step > 4
 
@@ -168,7 +414,7 @@ def ended_by_itself(ward: Ward, step: int) -> bool:
 
         sys.addaudithook(die)
         try:
-            recover(ward.hospital(), "IT")
+            recover(ward.hospital(), "IT", ())
             os._exit(0)
         finally:
             os._exit(1)

@@ -73,6 +73,16 @@ def test_the_closing_evaluation_evaluates_only(ward: Ward) -> None:
     assert ward.answer(study, 4, task="evaluate")[0].resent
 
 
+def test_an_answer_that_charged_nothing_shows_no_head(ward: Ward) -> None:
+    # The server takes a head for a study that the ledger must know ever after.
+    ward.held_out = 0
+    study = ward.study()
+    ward.approve(study)
+    reply = ward.ask(study, 4, task="evaluate")
+    assert (reply.outcome, reply.evaluation, reply.head) == ("evaluated", None, None)
+    assert ward.ask(study, 1).head is not None
+
+
 def test_evaluation_off_shares_nothing_and_charges_nobody_held_out(make_ward: MakeWard) -> None:
     ward = make_ward(evaluation="none")
     study = ward.study()

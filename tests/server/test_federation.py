@@ -138,10 +138,12 @@ def test_each_round_tells_a_site_its_own_countersigned_head(world) -> None:
     assert requests[0].countersignature == ""
     for number, request in enumerate(requests[1:], start=1):
         assert request.known_head.entries == 2 * number
-        assert verify_head(key, "Brook", request.known_head, request.countersignature)
-        assert not verify_head(key, "Castle", request.known_head, request.countersignature)
+        assert request.known_studies == (world.study.digest,)
+        signed = request.known_head, request.known_studies, request.countersignature
+        assert verify_head(key, "Brook", *signed)
+        assert not verify_head(key, "Castle", *signed)
     kept = json.loads((world.home / "heads.json").read_text())
-    assert kept["Brook"]["entries"] == 8
+    assert kept["Brook"]["head"]["entries"] == 8
 
 
 def test_updates_are_held_one_at_a_time(world) -> None:

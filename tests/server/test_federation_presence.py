@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import CoordinatorError
+from shared.protocol import LedgerHead
 
 
 def test_a_late_answer_is_logged_set_aside_and_not_fatal(world) -> None:
@@ -134,6 +135,31 @@ def test_a_site_that_was_only_cut_off_answers_twice_and_counts_once(world) -> No
     assert [r.attempt for r in world.sites[3].requests if r.round == 1] == [0, 1]
     world.assert_released(world.expected([[1, 2, 3]] * 3))
     assert world.events("site-late") == []
+    assert world.events("ledger-conflict") == []
+
+
+def test_two_copies_of_a_node_that_answer_in_one_round_are_both_told_to_stop(world) -> None:
+    class Copies(world.plain_site):
+        """Whichever is free answers the second time it is asked; both go on alike."""
+
+        def reply(self, request, **changes):
+            reply = super().reply(request, **changes)
+            if request.round == 1:
+                reply = reply.model_copy(
+                    update={"head": LedgerHead(entries=2, hash=f"{request.attempt:064x}")}
+                )
+            return reply
+
+    world.sites[1].delay = 30
+    world.sites[3] = Copies(4.0, patients=10, delay=10, online=lambda time: not 2 < time < 5)
+    world.run()
+    conflict = world.events("ledger-conflict")[0]
+    assert (conflict["site"], conflict["round"]) == ("Castle", 1)
+    assert "two ledgers of 2 entries" in conflict["reason"]
+    # Neither has this head, however many rounds it has gone on since.
+    told = next(r.known_head for r in world.sites[3].requests if r.round == 2)
+    assert told.entries > 1000
+    assert told.hash not in (f"{0:064x}", f"{1:064x}")
 
 
 def test_the_failure_of_a_lost_message_does_not_count_once_another_is_on_its_way(world) -> None:

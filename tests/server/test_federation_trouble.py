@@ -120,6 +120,20 @@ def test_a_round_that_keeps_failing_names_each_site_and_can_be_taken_up_again(wo
     assert [line["round"] for line in world.lines("metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_what_was_answered_in_a_round_that_failed_is_remembered(world) -> None:
+    class Broken(world.plain_site):
+        def answer(self, request, weights, time):
+            raise RuntimeError("out of memory")
+
+    world.sites[2], world.sites[3] = Broken(2.0), Broken(4.0)
+    with pytest.raises(CoordinatorError, match="round 1 failed"):
+        world.run()
+    known = json.loads((world.home / "heads.json").read_text())
+    assert known.keys() == {"Ashford"}
+    assert known["Ashford"]["head"]["entries"] == world.sites[1].entries
+    assert known["Ashford"]["studies"] == [world.study.digest]
+
+
 def test_a_failed_evaluation_of_one_site_does_not_stop_the_release(world) -> None:
     class Private(world.plain_site):
         def answer(self, request, weights, time):
@@ -146,7 +160,21 @@ def test_a_restored_older_ledger_is_noticed_and_not_believed(world) -> None:
     conflicts = world.events("ledger-conflict")
     assert {event["site"] for event in conflicts} == {"Brook"}
     assert "1 entries; 4 were seen" in conflicts[0]["reason"]
-    assert json.loads((world.home / "heads.json").read_text())["Brook"]["entries"] == 4
+    assert json.loads((world.home / "heads.json").read_text())["Brook"]["head"]["entries"] == 4
+
+
+def test_an_answer_with_an_older_ledger_still_tells_that_the_study_was_answered(world) -> None:
+    world.sites[2].entries = 10
+    world.run()
+    world.run_dir = world.run_dir.with_name("second run")
+    world.change_study(name="second")
+    world.sites[2].entries = -1
+    world.run()
+    assert world.events("ledger-conflict")[0]["site"] == "Brook"
+    known = json.loads((world.home / "heads.json").read_text())["Brook"]
+    assert known["head"]["entries"] == 18
+    assert world.study.digest in known["studies"]
+    assert len(known["studies"]) == 2
 
 
 def test_nodes_that_are_not_enrolled_are_never_asked(world) -> None:

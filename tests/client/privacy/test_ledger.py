@@ -20,7 +20,7 @@ from ledger_kit import (
 )
 
 from client.privacy.budget import Limits, Wanted
-from client.privacy.groups import charges_of, group_patients, spent
+from client.privacy.groups import EVERYONE, charges_of, group_patients, spent
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_schema import open_engine
 from client.spending import spending_report, study_epsilon
@@ -222,3 +222,33 @@ def test_noise_free_releases_rule_patients_out_unless_waived(path: Path) -> None
         ledger.reserve([Wanted(plan("b"), ANN_BOB)], waived, run="run", round_number=1)
         report = spending_report(ledger, budget=10.0, delta=DELTA)
     assert report.accounts[-1].unprotected == ("train",)
+
+
+def test_what_everyone_was_charged_counts_for_patients_known_and_unknown(path: Path) -> None:
+    everyone, three = frozenset({EVERYONE}), Limits(epsilon=3.0, delta=DELTA)
+    with Ledger(path, VAULT) as ledger:
+        train(ledger, 1, people("ann"), plan("a"))
+        ledger.adopt([Wanted(plan("b"), everyone)])
+        report = spending_report(ledger, budget=10.0, delta=DELTA)
+        lifetime = {a.who: a.spent for a in report.accounts if not a.study}
+        both, one = [Mechanism(3, 1, 4), Mechanism(3, 1, 4)], [Mechanism(3, 1, 4)]
+        assert lifetime == {"1": epsilon(both, DELTA), "all others": epsilon(one, DELTA)}
+        assert report.patients == 1
+        assert study_epsilon(ledger.entries(), ledger.members(), plan("b")) == epsilon(one, DELTA)
+        # A stranger has paid too: too little is left of a budget that one study fits.
+        assert epsilon(one, DELTA) < three.epsilon < epsilon(both, DELTA)
+        for who in (people("ann"), people("stranger")):
+            with pytest.raises(PolicyRefusal, match="1 patients would exceed"):
+                ledger.reserve([Wanted(plan("c"), who)], three, run="run", round_number=1)
+        # Nobody can be left out of the study itself, and it has no round left.
+        assert ledger.eligible(Wanted(plan("b"), people("kim")), three) == people("kim")
+        with pytest.raises(PolicyRefusal, match="used 4 of 4"):
+            train(ledger, 1, people("kim"), plan("b"))
+
+
+def test_of_two_versions_of_a_lost_plan_what_costs_more_is_charged(path: Path) -> None:
+    versions = [plan(noise_multiplier=2.0), plan(steps=2), plan(uses=3)]
+    with Ledger(path, VAULT) as ledger:
+        ledger.adopt([Wanted(version, ANN_BOB) for version in versions])
+        (charge,) = charges_of(ledger.entries())
+    assert (charge.noise_multiplier, charge.steps) == (2.0, 8)
