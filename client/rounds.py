@@ -176,8 +176,6 @@ def _close(session: Session, model: nn.Module) -> Parcel:
     tuned = session.study.training.personal_rounds > 0
     own = fine_tune(session, model) if makes_personal(session.study) else model
     paid = session.reserve(session.work.uses())
-    if tuned:
-        paid += session.reserve(session.work.uses(), round_number=session.request.round + 1)
     found = session.evaluate(model, subgroups=True)
     personal = session.evaluate(own) if tuned else None
     return answer(

@@ -228,13 +228,19 @@ class Study(Plan):
         return fills or self.training.loss.needs_counts
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations charged to held-out patients: one a round, spares, and the closing one.
+    def closing_evaluations(self) -> int:
+        """Evaluations of the closing round: of the released model, and of the site's own."""
+        return 1 + (self.training.personal_rounds > 0)
 
-        A personal model is evaluated beside the closing one.
-        """
-        closing = 1 + (self.training.personal_rounds > 0)
-        return self.federation.rounds + self.privacy.spare_rounds + closing
+    @property
+    def spare_evaluations(self) -> int:
+        """Evaluations kept for repeats; any spare round may turn out to be the closing one."""
+        return self.privacy.spare_rounds * self.closing_evaluations
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations charged to held-out patients: one a round, those of the closing, spares."""
+        return self.federation.rounds + self.closing_evaluations + self.spare_evaluations
 
 
 def parse_study(values: dict[str, Any], where: str) -> Study:

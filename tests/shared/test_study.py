@@ -139,3 +139,12 @@ def test_steps_and_evaluations_count_spare_rounds() -> None:
     )
     assert study.total_steps == 84
     assert study.evaluations == 13
+
+
+def test_each_spare_round_covers_the_closing_of_a_study_with_personal_models() -> None:
+    plan = changed(
+        federation={"rounds": 10},
+        training={"personal_rounds": 3},
+        privacy={"spare_rounds": 2},
+    )
+    assert parse_study(plan, "here").evaluations == 10 + 2 + 2 * 2
