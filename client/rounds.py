@@ -16,7 +16,7 @@ from client.hospital import Hospital, open_hospital
 from client.local_state import LocalState, wear
 from client.outbox import Parcel, digest
 from client.personal import fine_tune, makes_personal
-from client.policy import check_day, check_study
+from client.policy import allowed, check_day, check_study
 from client.privacy.ledger import Ledger
 from client.session import Session
 from client.site import Policy, Site
@@ -61,7 +61,8 @@ def handle(hospital: Hospital, request: Request, weights: Weights) -> tuple[Repl
 
 def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Reply, Weights]:
     study = _approved_study(hospital, request)
-    check_study(hospital.site.config.policy, study)
+    policy = hospital.site.config.policy
+    check_study(policy, study)
     with hospital.ledger() as ledger, ledger.locked():
         ledger.check_head(_known_head(hospital.site, request))
         hospital.outbox.confirm(request)
@@ -73,7 +74,7 @@ def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Rep
         _keep_local(hospital, study, request, weights, parcel.update)
         ledger.commit(parcel.kept.reservations)
         update = {"head": ledger.head(), "resent": resent}
-        reply = parcel.kept.reply.model_copy(update=update)
+        reply = allowed(policy, parcel.kept.reply).model_copy(update=update)
         hospital.log(sent_event(request, reply, parcel.update))
     return reply, parcel.update
 
