@@ -1,4 +1,4 @@
-"""The site's policy, enforced before anything is computed; a refusal costs no budget."""
+"""The site's policy: before anything is computed, when a refusal is free, and when it leaves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from client.privacy.budget import Limits
 from client.privacy.chain import Purpose
 from client.site import Policy
 from shared.errors import PolicyRefusal
+from shared.protocol import Reply, ScoreHistogram
 from shared.study import Study
 
 
@@ -97,6 +98,27 @@ def check_day(policy: Policy, rounds_today: int) -> None:
             "policy.max_rounds_per_day",
             "The site takes part again tomorrow",
         )
+
+
+def allowed(policy: Policy, reply: Reply) -> Reply:
+    """Return a reply without the counts of held-out patients that the policy does not share.
+
+    A kept reply may be older than the policy. Counts are exact where their noise is 0, and only
+    there: a study without privacy trains without noise, and evaluates with it all the same.
+    """
+
+    def shared(counts: ScoreHistogram | None) -> bool:
+        if counts is None or policy.evaluation == "none":
+            return False
+        return policy.evaluation == "exact" or counts.noise > 0
+
+    return reply.model_copy(
+        update={
+            "evaluation": reply.evaluation if shared(reply.evaluation) else None,
+            "personal": reply.personal if shared(reply.personal) else None,
+            "subgroups": {cell: own for cell, own in reply.subgroups.items() if shared(own)},
+        }
+    )
 
 
 def limits(policy: Policy) -> Limits:

@@ -34,7 +34,7 @@ def privacy(
 ) -> None:
     """Print what was spent, is reserved and is left, per group of patients and study."""
     from client.hospital import open_hospital
-    from client.statement import make_statement, sign_statement
+    from client.statement import IMAGES_AS_PATIENTS, make_statement, sign_statement
 
     hospital = open_hospital(home)
     report = _report(hospital)
@@ -42,6 +42,8 @@ def privacy(
         typer.echo(report.model_dump_json(indent=1))
     else:
         _print(report, Console(soft_wrap=True), _names(hospital))
+        if hospital.site.config.data.without_patient_id == "image-is-patient":
+            typer.echo(IMAGES_AS_PATIENTS)
     if statement:
         page = make_statement(hospital.site, report, _names(hospital), hospital.now())
         _write(statement, sign_statement(page, hospital.site.node_key))

@@ -16,7 +16,7 @@ from client.hospital import Hospital, open_hospital
 from client.local_state import LocalState, wear
 from client.outbox import Parcel, digest
 from client.personal import fine_tune, makes_personal
-from client.policy import check_day, check_study
+from client.policy import allowed, check_day, check_study
 from client.privacy.ledger import Ledger
 from client.session import Session
 from client.site import Policy, Site
@@ -61,7 +61,8 @@ def handle(hospital: Hospital, request: Request, weights: Weights) -> tuple[Repl
 
 def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Reply, Weights]:
     study = _approved_study(hospital, request)
-    check_study(hospital.site.config.policy, study)
+    policy = hospital.site.config.policy
+    check_study(policy, study)
     with hospital.ledger() as ledger, ledger.locked():
         ledger.check_head(*_known(hospital.site, request))
         hospital.outbox.confirm(request)
@@ -75,7 +76,7 @@ def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Rep
         # A head tells the server that the study was charged here; see `Request.known_studies`.
         head = ledger.head() if study.digest in ledger.studies() else None
         update = {"head": head, "resent": resent}
-        reply = parcel.kept.reply.model_copy(update=update)
+        reply = allowed(policy, parcel.kept.reply).model_copy(update=update)
         hospital.log(sent_event(request, reply, parcel.update))
     return reply, parcel.update
 
@@ -178,8 +179,6 @@ def _close(session: Session, model: nn.Module) -> Parcel:
     tuned = session.study.training.personal_rounds > 0
     own = fine_tune(session, model) if makes_personal(session.study) else model
     paid = session.reserve(session.work.uses())
-    if tuned:
-        paid += session.reserve(session.work.uses(), round_number=session.request.round + 1)
     found = session.evaluate(model, subgroups=True)
     personal = session.evaluate(own) if tuned else None
     return answer(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -34,6 +35,14 @@ _STATEMENT = re.compile(
 )
 
 
+IMAGES_AS_PATIENTS = (
+    "Images whose patient nobody names are each taken for a patient here "
+    "(data.without_patient_id): two images of one person count as two patients, each protected by "
+    "itself, and what they spend adds up for the person."
+)
+"""What a site says of its guarantee that takes images for patients."""
+
+
 class Statement(BaseModel):
     """What is signed.
 
@@ -42,6 +51,8 @@ class Statement(BaseModel):
         time: UTC, ISO 8601.
         studies: Names of the studies by digest, as far as the site knows them.
         spending: The ledger's report.
+        without_patient_id: What the site does, at that time, with images whose patient nobody
+            names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +61,7 @@ class Statement(BaseModel):
     time: str
     studies: dict[str, str]
     spending: SpendingReport
+    without_patient_id: Literal["refuse", "image-is-patient"]
 
     def canonical(self) -> str:
         """Return the signed text: JSON with sorted keys; `<` is escaped so that it fits HTML."""
@@ -69,7 +81,13 @@ def make_statement(
         now: With its time zone.
     """
     time = now.astimezone(UTC).isoformat(timespec="seconds")
-    return Statement(site=site.config.name, time=time, studies=studies, spending=spending)
+    return Statement(
+        site=site.config.name,
+        time=time,
+        studies=studies,
+        spending=spending,
+        without_patient_id=site.config.data.without_patient_id,
+    )
 
 
 def sign_statement(statement: Statement, node_key: Path) -> str:
@@ -129,6 +147,8 @@ def _page(statement: Statement, text: str, signature: str) -> str:
     spending = statement.spending
     lifetime = [account for account in spending.accounts if not account.study]
     studies = [account for account in spending.accounts if account.study]
+    images = statement.without_patient_id == "image-is-patient"
+    unit = f'<p class="none">{IMAGES_AS_PATIENTS}</p>' if images else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <title>Privacy statement of {html.escape(statement.site)}</title>
@@ -149,6 +169,7 @@ would have been almost the same without any one patient, all images included. Ep
 how much it can differ, except with a chance of delta. Everything reserved is counted as spent,
 whether or not it was carried out. What can no longer be said of whom is counted for everyone: "all
 others" are the patients no other line counts, those of the future among them.</p>
+{unit}
 <h2>For life, over all studies</h2>
 {_account_table(lifetime, {})}
 <h2>By study</h2>

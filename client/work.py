@@ -35,6 +35,7 @@ class Work:
         description: Of the noised statistics, when they are asked for.
         training: Also when it only follows: after a description, or at the site alone.
         evaluation: Also when it only follows.
+        evaluations: How many the task makes.
     """
 
     task: Task
@@ -43,11 +44,12 @@ class Work:
     description: Plan | None
     training: Plan | None
     evaluation: Plan | None
+    evaluations: int
 
     def uses(self) -> list[Wanted]:
-        """Return what to reserve: one use of each plan that the task carries out."""
+        """Return what to reserve: the uses of each plan that the task carries out."""
         description = _wanted(self.description, self.train)
-        evaluation = _wanted(self.evaluation, self.held_out)
+        evaluation = _wanted(self.evaluation, self.held_out, self.evaluations)
         training = _wanted(self.training, self.train)
         if self.task == "describe":
             return description
@@ -89,11 +91,12 @@ def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: 
         evaluation = stored or evaluation_plan(study, patients, exact=exact)
         held_out = _eligible(ledger, evaluation, held_out, policy)
     evaluation = evaluation if len(held_out) else None
-    return Work(task, train, held_out, description, training, evaluation)
+    evaluations = study.closing_evaluations if task == "evaluate" else 1
+    return Work(task, train, held_out, description, training, evaluation, evaluations)
 
 
-def _wanted(plan: Plan | None, patients: PatientSet) -> list[Wanted]:
-    return [Wanted(plan, frozenset(patients.patients))] if plan else []
+def _wanted(plan: Plan | None, patients: PatientSet, uses: int = 1) -> list[Wanted]:
+    return [Wanted(plan, frozenset(patients.patients), uses)] if plan else []
 
 
 def _eligible(ledger: Ledger, plan: Plan, patients: PatientSet, policy: Policy) -> PatientSet:

@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import StudyError
+from shared.refused import why_refused
 from shared.study_parts import (
     AttentionModel,
     Augment,
@@ -232,13 +234,19 @@ class Study(Plan):
         return fills or self.training.loss.needs_counts
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations charged to held-out patients: one a round, spares, and the closing one.
+    def closing_evaluations(self) -> int:
+        """Evaluations of the closing round: of the released model, and of the site's own."""
+        return 1 + (self.training.personal_rounds > 0)
 
-        A personal model is evaluated beside the closing one.
-        """
-        closing = 1 + (self.training.personal_rounds > 0)
-        return self.federation.rounds + self.privacy.spare_rounds + closing
+    @property
+    def spare_evaluations(self) -> int:
+        """Evaluations kept for repeats; any spare round may turn out to be the closing one."""
+        return self.privacy.spare_rounds * self.closing_evaluations
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations charged to held-out patients: one a round, those of the closing, spares."""
+        return self.federation.rounds + self.closing_evaluations + self.spare_evaluations
 
 
 def parse_study(values: dict[str, Any], where: str) -> Study:
@@ -255,7 +263,7 @@ def parse_study(values: dict[str, Any], where: str) -> Study:
         return Study.model_validate(values)
     except ValidationError as error:
         raise StudyError(
-            f"the study is not valid: {explain_validation(error)}",
+            f"the study is not valid: {explain_validation(error, why_refused)}",
             where,
             "Correct the named keys; `consilium server check` explains a valid study",
         ) from None
@@ -289,14 +297,22 @@ def load_study(path: Path) -> Study:
     return parse_study(values, str(path))
 
 
-def explain_validation(error: ValidationError) -> str:
-    """Return pydantic's findings as one line: `key: what is allowed (given: value)`."""
+def explain_validation(
+    error: ValidationError, why: Callable[[str, str], str] = lambda section, name: ""
+) -> str:
+    """Return pydantic's findings as one line: `key: what is allowed (given: value)`.
+
+    Args:
+        error: The findings.
+        why: Says of a section and an unknown key or value in it why there is no such setting.
+    """
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "study"
-        given = "" if isinstance(item.get("input"), dict) else f" (given: {item.get('input')!r})"
-        message = {"extra_forbidden": "unknown key"}.get(
-            item["type"], item["msg"].removeprefix("Value error, ")
-        )
-        lines.append(f"{key}: {message}{given}")
+        loc, value = [str(part) for part in item["loc"]] or ["study"], item.get("input")
+        given = "" if isinstance(value, dict) else f" (given: {value!r})"
+        unknown = item["type"] == "extra_forbidden"
+        message = "unknown key" if unknown else item["msg"].removeprefix("Value error, ")
+        name = loc[-1] if unknown else value
+        known = why(loc[0], name) if isinstance(name, str) else ""
+        lines.append(f"{'.'.join(loc)}: {known or message}{given}")
     return "; ".join(lines)

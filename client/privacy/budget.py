@@ -30,10 +30,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A use of a plan on patients, as asked for."""
+    """Uses of a plan on patients, as asked for."""
 
     plan: Plan
     patients: frozenset[str]
+    uses: int = 1
 
 
 def plans_of(entries: Sequence[Entry]) -> dict[tuple[str, Purpose], Plan]:
@@ -111,32 +112,33 @@ def too_poor(
     ]
 
 
-def check_uses(entries: Sequence[Entry], plan: Plan, run: str, round_number: int) -> None:
-    """Refuse a use that the plan has no room for.
+def check_uses(entries: Sequence[Entry], wanted: Wanted, run: str, round_number: int) -> None:
+    """Refuse uses that the plan has no room for.
 
-    A round of a run that was charged before is a repeat (its update was lost), and takes one
-    of the spare rounds; a new run of the study goes on with what the runs before it left.
+    A round of a run that was charged before is a repeat (its answer was lost), and takes spare
+    uses; a new run of the study goes on with what the runs before it left.
 
     Raises:
         PolicyRefusal: `budget-exhausted`.
     """
+    plan = wanted.plan
     if any(e.kind == "close" and e.study == plan.study for e in entries):
         raise PolicyRefusal(
             "budget-exhausted", "the study was closed at this site", f"study {plan.study[:12]}"
         )
     used = uses_of(entries, *_key(plan))
-    done = [
-        (e.run, e.round)
-        for e in entries
-        if e.kind == "reserve" and (e.study, e.purpose) == _key(plan) and e.run != RECOVERED
-    ]
-    repeats = len(done) - len(set(done))
-    if used < plan.uses and ((run, round_number) not in done or repeats < plan.spares):
+    done, repeats = set[tuple[str, int]](), 0
+    for e in entries:
+        if e.kind == "reserve" and (e.study, e.purpose) == _key(plan) and e.run != RECOVERED:
+            repeats += e.uses if (e.run, e.round) in done else 0
+            done.add((e.run, e.round))
+    spared = (run, round_number) not in done or repeats + wanted.uses <= plan.spares
+    if used + wanted.uses <= plan.uses and spared:
         return
     raise PolicyRefusal(
         "budget-exhausted",
-        f"the study has used {used} of {plan.uses} rounds it was calibrated for, "
-        f"{repeats} of {plan.spares} spare rounds among them",
+        f"the study has used {used} of {plan.uses} uses it was calibrated for, "
+        f"{repeats} of {plan.spares} spare ones among them; {wanted.uses} more were asked for",
         f"study {plan.study[:12]}, {plan.purpose}, round {round_number}",
         "The site sits out; a study with more spare rounds must be approved anew",
     )

@@ -17,6 +17,8 @@ from shared.losses import Criterion
 from shared.models.layers import StandardisedConv2d
 
 CROSS_ENTROPY = Criterion()
+BLOCK = 128
+"""Numbers of a gradient whose squares are summed in float32."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ def clipped_sum(
     """Sum the patients' gradients, each first scaled down to norm `clip` if it is longer.
 
     A patient's gradient is the weighted sum over the patient's images, in whichever batches they
-    are. Norms are taken in float32 (float64 for float64 models). A patient whose gradient is
-    not finite contributes zero.
+    are. Norms are exact enough for any number of parameters (`_squared_norms`). A patient whose
+    gradient is not finite contributes zero.
 
     Args:
         model: As given by `per_image_gradients`, in training mode.
@@ -144,16 +146,33 @@ def _per_patient(parameter: nn.Parameter, owner: torch.Tensor) -> torch.Tensor:
 
 def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], clip: float) -> None:
     """Add the clipped gradients of some patients, each [p, n], to the total, in place."""
-    squares = [torch.linalg.vector_norm(g, dim=1).square() for g in gradients]
-    norm = torch.stack(squares).sum(dim=0).sqrt()
+    norm = torch.stack([_squared_norms(g) for g in gradients]).sum(dim=0).sqrt()
     finite = norm.isfinite()
     # A hair below C, so that rounding in the norm cannot lift a contribution above it.
-    factor = (clip * (1 - 1e-6) / norm).clamp(max=1)
+    hair = BLOCK * torch.finfo(gradients[0].dtype).eps / 2
+    factor = (clip * (1 - hair) / norm).clamp(max=1).to(gradients[0].dtype)
     if not finite.all():
         factor = factor.where(finite, 0)
         gradients = [g.where(finite[:, None], 0) for g in gradients]
     for t, g in zip(total, gradients, strict=True):
         t += (factor @ g).view_as(t)
+
+
+def _squared_norms(gradients: torch.Tensor) -> torch.Tensor:
+    """Return the squared norm of each row of [p, n], float64 [p].
+
+    Summed in float32 a norm loses up to 4e-4 of itself by rounding where n is 1e7. In blocks,
+    whose squares are then summed in float64, it loses at most 65 times 2^-24 for any n and in any
+    order (BLOCK roundings, halved by the root, and the root's own), and costs a fourth of float64
+    throughout.
+    """
+    n = gradients.shape[1]
+    whole = n // BLOCK * BLOCK
+    blocks = gradients[:, :whole].view(len(gradients), n // BLOCK, BLOCK)
+    rest = torch.linalg.vector_norm(gradients[:, whole:], dim=1)
+    norms = torch.linalg.vector_norm(blocks, dim=2)
+    squares: torch.Tensor = norms.double().square().sum(dim=1) + rest.double().square()
+    return squares
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -199,7 +199,7 @@ class Ledger:
             for use in uses:
                 if not use.patients or not use.patients.isdisjoint(opted_out):
                     raise LedgerError("the round's patients changed just now", todo="Try again")
-                check_uses(held.entries, use.plan, run, round_number)
+                check_uses(held.entries, use, run, round_number)
             _refuse_poor(too_poor(held.entries, uses + others, held.members(), limits), limits)
             for use in others:
                 _fix(held, use)
@@ -207,7 +207,13 @@ class Ledger:
                 _charge(
                     held,
                     use,
-                    Entry(kind="reserve", run=run, round=round_number, uses=1, attempt=attempt),
+                    Entry(
+                        kind="reserve",
+                        run=run,
+                        round=round_number,
+                        uses=use.uses,
+                        attempt=attempt,
+                    ),
                 )
                 for use in uses
             )

@@ -20,7 +20,7 @@ class Plan:
         sampling_rate: Chance of each patient to be in a step; 1: all are.
         steps: Steps of one use.
         uses: Most uses, over all runs of the study; the noise is calibrated for this many.
-        spares: Part of `uses` kept for repeats of a round whose update was lost.
+        spares: Part of `uses` kept for repeats of a round whose answer was lost.
         epsilon: What all uses together cost a patient at most, at `delta`.
         delta: See `epsilon`.
     """
@@ -127,7 +127,7 @@ def evaluation_plan(study: Study, patients: int, *, exact: bool) -> Plan:
         sampling_rate=1.0,
         steps=1,
         uses=study.evaluations,
-        spares=study.privacy.spare_rounds,
+        spares=study.spare_evaluations,
         epsilon=0.0 if exact else study.privacy.epsilon,
         delta=delta,
     )

@@ -50,6 +50,7 @@ class Ward:
         self.home, self.policy = home, policy
         self.train, self.held_out = 12, 6
         self.time = START
+        self.data: dict[str, Any] = {"images": "images", "labels": "labels.csv"}
         self.loads = 0
         self.make_stream: Callable[[Request], RandomStream] = lambda _: OsStream()
         home.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ class Ward:
             {
                 "name": "ward",
                 "server": {"address": "localhost:1"},
-                "data": {"images": "images", "labels": "labels.csv"},
+                "data": self.data,
                 "policy": policy,
                 "compute": {"device": "cpu"},
             }

@@ -59,6 +59,11 @@ def charged(ward: Ward, purpose: str) -> list[tuple[int, int]]:
     return [(e.round, e.uses) for e in entries if (e.kind, e.purpose) == ("reserve", purpose)]
 
 
+def lose_answer(ward: Ward) -> None:
+    for file in (ward.home / "outbox").iterdir():
+        file.unlink()
+
+
 def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
 
@@ -73,9 +78,9 @@ def test_closing_fine_tunes_evaluates_both_models_and_sends_counts_only(ward: Wa
     assert reply.personal is not None
     assert reply.personal.noise == reply.evaluation.noise > 0
     assert charged(ward, "train") == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]
-    assert charged(ward, "evaluate") == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]
+    assert charged(ward, "evaluate") == [(1, 1), (2, 1), (3, 1), (4, 2)]
     assert ward.kinds().count(("commit", "train")) == 5
-    assert ward.kinds().count(("commit", "evaluate")) == 5
+    assert ward.kinds().count(("commit", "evaluate")) == 4
     left = ward.audit()[-1].left
     assert (left.parameters, left.bytes) == (0, 0)
     assert {"evaluation", "personal"} < set(left.fields)
@@ -91,7 +96,9 @@ def test_all_of_it_with_the_spare_round_keeps_the_studys_budget(ward: Ward) -> N
     assert study.total_steps == (3 + 2 + 1) * 2
     assert epsilon([training], 1e-5) <= 8
     assert epsilon([replace(training, noise_multiplier=training.noise_multiplier * 0.99)], 1e-5) > 8
-    assert epsilon([Mechanism(first.evaluation.noise, 1.0, 3 + 1 + 2)], 1e-5) <= 8
+    evaluations = Mechanism(first.evaluation.noise, 1.0, 3 + 2 + 2)  # a spare closing takes two
+    assert epsilon([evaluations], 1e-5) <= 8
+    assert epsilon([replace(evaluations, steps=8)], 1e-5) > 8
 
 
 def test_the_model_is_the_released_one_after_so_many_rounds_of_the_same_training(
@@ -185,12 +192,28 @@ def test_a_lost_answer_is_made_again_without_training(ward: Ward) -> None:
     study = personal_study(ward)
     close(ward, study)
     kept = personal_weights(ward.hospital(), study)
-    for file in (ward.home / "outbox").iterdir():
-        file.unlink()
-    # Evaluating both again takes two of the evaluations, more than the one spare.
-    assert ward.code(close(ward, study, attempt=1)[0]) == "budget-exhausted"
+    lose_answer(ward)
+    again, _ = close(ward, study, attempt=1)
+    assert not again.resent
+    assert again.personal is not None
+    assert charged(ward, "evaluate") == [(4, 2), (4, 2)], "the spare round covers both models"
+    lose_answer(ward)
+    assert ward.code(close(ward, study, attempt=2)[0]) == "budget-exhausted"
     assert len(charged(ward, "train")) == 2
     assert same(kept, personal_weights(ward.hospital(), study))
+
+
+def test_a_closing_that_cannot_evaluate_both_models_charges_neither(ward: Ward) -> None:
+    study = personal_study(ward)
+    for number in (1, 2, 3):
+        ward.ask(study, number)
+    lose_answer(ward)
+    ward.ask(study, 3, attempt=1)  # takes one of the two spare evaluations
+    close(ward, study)
+    before = charged(ward, "evaluate")
+    lose_answer(ward)
+    assert ward.code(close(ward, study, attempt=1)[0]) == "budget-exhausted"
+    assert charged(ward, "evaluate") == before == [(1, 1), (2, 1), (3, 1), (3, 1), (4, 2)]
 
 
 def test_from_other_released_weights_it_begins_anew(ward: Ward) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 
 from client.rounds import handle
 from shared.models import initial_weights
@@ -175,3 +176,38 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(ward: Ward) -> None:
     assert ward.code(ward.ask(study, 1)) == "ledger-invalid"
     assert (ward.home / "ledger.sqlite").read_bytes().startswith(b"these are my notes")
     assert ward.loads == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(
+    ("then", "now", "sent"),
+    [
+        ("exact", "noised", False),
+        ("exact", "none", False),
+        ("noised", "none", False),
+        ("exact", "exact", True),
+        ("noised", "noised", True),
+        ("noised", "exact", True),
+    ],
+)
+def test_what_is_sent_again_is_what_the_policy_allows_now(
+    make_ward: MakeWard, then: str, now: str, sent: bool, enabled: bool
+) -> None:
+    ward = make_ward(evaluation=then, allow_without_privacy=True)
+    study = ward.study(
+        training={"personal_rounds": 1}, privacy={"subgroups": ["sex"], "enabled": enabled}
+    )
+    ward.approve(study)
+    trained = ward.ask(study, 1)
+    closed = ward.ask(study, 4, task="evaluate")
+    ward.policy["evaluation"] = now
+    trained_again = ward.ask(study, 1, attempt=1)
+    again = ward.ask(study, 4, task="evaluate", attempt=1)
+    assert trained_again.resent
+    assert again.resent
+    assert trained_again.evaluation == (trained.evaluation if sent else None)
+    assert again.evaluation == (closed.evaluation if sent else None)
+    assert again.personal == (closed.personal if sent else None)
+    assert again.subgroups == (closed.subgroups if sent else {})
+    named = {"evaluation", "personal", "subgroups"} & set(ward.audit()[-1].left.fields)
+    assert len(named) == (3 if sent else 0)

@@ -15,11 +15,11 @@ from shared.study import Study
 STUDY = Study.model_validate({"name": "chest", "task": {"classes": ("healthy", "ill")}})
 
 
-def home_with(path: Path, policy: str) -> Path:
+def home_with(path: Path, policy: str, data: str = "") -> Path:
     """A home whose server has offered a study of epsilon 8."""
     (path / "site.toml").write_text(
         f'name = "ward"\n[server]\naddress = "localhost:1"\n[data]\nimages = "images"\n'
-        f'labels = "labels.csv"\n[policy]\n{policy}\n'
+        f'labels = "labels.csv"\n{data}\n[policy]\n{policy}\n'
     )
     Approvals(load_site(path)).offer(STUDY.digest, STUDY.canonical())
     return path
@@ -46,3 +46,12 @@ def test_a_study_within_the_policy_gets_no_warning(tmp_path: Path) -> None:
     home = home_with(tmp_path, "max_epsilon_per_study = 8")
     assert "refuse" not in run("approve", STUDY.digest[:8], "--home", str(home), "--by", "Dr. A")
     assert Approvals(load_site(home)).is_approved(STUDY.digest)
+
+
+@pytest.mark.parametrize("setting", ["refuse", "image-is-patient"])
+def test_the_privacy_report_says_where_images_count_as_patients(
+    tmp_path: Path, setting: str
+) -> None:
+    home = home_with(tmp_path, "", f'without_patient_id = "{setting}"')
+    said = "two images of one person count as two patients" in run("privacy", "--home", str(home))
+    assert said == (setting == "image-is-patient")

@@ -93,3 +93,24 @@ def test_what_was_shared_without_noise_is_never_given_a_number(ward: Ward) -> No
     )
     assert page.count("no guarantee (exact-evaluation)") == 2
     assert json.loads(report.model_dump_json())["accounts"]
+
+
+@pytest.mark.parametrize("setting", ["refuse", "image-is-patient"])
+def test_where_images_count_as_patients_the_page_says_so_and_signs_it(
+    ward: Ward, setting: str
+) -> None:
+    ward.data["without_patient_id"] = setting
+    create_node_key(ward.home)
+    with ward.hospital().ledger() as ledger:
+        report = spending_report(ledger, budget=10.0, delta=1e-5)
+    stated = make_statement(ward.hospital().site, report, {}, ward.time)
+    page = sign_statement(stated, ward.home / "node.key")
+    assert ("two images of one person count as two patients" in page) == (
+        setting == "image-is-patient"
+    )
+    key = (ward.home / "node.pub").read_bytes()
+    assert verify_statement(page, key).without_patient_id == setting
+    changed = page.replace("two images of one person count as two", "images of one person are one")
+    if setting == "image-is-patient":
+        with pytest.raises(SiteError, match="not a statement"):
+            verify_statement(changed, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,54 @@ def test_toml_file_gives_the_same_study(tmp_path: Path) -> None:
     assert load_study(path).digest == parse_study(MINIMAL, "x").digest
 
 
+IMAGES = 'name = "chest"\n[task]\nclasses = ["normal", "opacity"]\n'
+ROWS = IMAGES + '[model]\nname = "table"\n[[table.columns]]\nname = "age"\nlow = 0\nhigh = 100\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "instead"),
+    [
+        (IMAGES + "[training]\nmixup = 0.2", "training.mixup", "training.augment"),
+        (IMAGES + "[training.augment]\nCutMix = 1", "training.augment.CutMix", "training.augment"),
+        (IMAGES + "[training]\nbalanced_lots = true", "training.balanced_lots", "class-balanced"),
+        (IMAGES + '[training]\nsampler = "weighted"', "training.sampler", "class-balanced"),
+        (IMAGES + "[training]\nclass_weights = [1, 3]", "training.class_weights", "noised counts"),
+        (IMAGES + "[training.loss]\nweights = [1, 3]", "training.loss.weights", "noised counts"),
+        (
+            IMAGES + '[training.loss]\nname = "weighted-cross-entropy"',
+            "training.loss.name",
+            "noised counts",
+        ),
+        (IMAGES + '[model]\nname = "cnn"\nbatch_norm = true', "model.cnn.batch_norm", "group"),
+        (IMAGES + '[model]\nname = "cnn"\nnorm = "batch"', "model.cnn.norm", "group"),
+        (ROWS + '[table]\nmissing = "local-mean"', "table.missing", "'mean' or 'median'"),
+        (ROWS + '[table]\nmissing = "site_median"', "table.missing", "'mean' or 'median'"),
+        (IMAGES + '[training.loss]\nreduction = "batch"', "training.loss.reduction", "findings"),
+        (IMAGES + 'mask = "batch"', "task.mask", "task.findings"),
+    ],
+)
+def test_what_privacy_rules_out_is_refused_with_what_is_allowed(
+    tmp_path: Path, text: str, key: str, instead: str
+) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    with pytest.raises(StudyError) as error:
+        load_study(path)
+    said = str(error.value)
+    (why,) = re.findall(rf"{re.escape(key)}: refused, as (.*?) \(given", said)
+    assert instead in why.partition("; ")[2]
+    assert "\n" not in said
+
+
+def test_a_misspelt_key_is_not_taken_for_what_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(IMAGES + "[privacy]\nnorm = 1\n[training]\nsampling_rat = 0.1")
+    with pytest.raises(StudyError) as error:
+        load_study(path)
+    assert "privacy.norm: unknown key" in str(error.value)
+    assert "training.sampling_rat: unknown key" in str(error.value)
+
+
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", b""])
 def test_bad_files_are_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "study.toml"
@@ -139,3 +188,12 @@ def test_steps_and_evaluations_count_spare_rounds() -> None:
     )
     assert study.total_steps == 84
     assert study.evaluations == 13
+
+
+def test_each_spare_round_covers_the_closing_of_a_study_with_personal_models() -> None:
+    plan = changed(
+        federation={"rounds": 10},
+        training={"personal_rounds": 3},
+        privacy={"spare_rounds": 2},
+    )
+    assert parse_study(plan, "here").evaluations == 10 + 2 + 2 * 2

@@ -131,6 +131,19 @@ def test_no_patient_moves_the_sum_by_more_than_the_clip(model: nn.Module) -> Non
     assert 0.0099 < moved <= 0.01
 
 
+@pytest.mark.parametrize("width", [3, 50, 500_000, 5_000_000])
+def test_the_norm_of_many_parameters_is_not_lost_to_rounding(width: int) -> None:
+    images = 1 + 1e-3 * torch.rand(1, width, generator=torch.Generator().manual_seed(3))
+    one = Batch(images, torch.tensor([0]), torch.ones(1), torch.tensor([0]))
+    two = Batch(images.repeat(2, 1), torch.tensor([0, 0]), torch.ones(2), torch.tensor([0, 1]))
+    model = nn.Linear(width, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    with per_image_gradients(model) as watched:
+        for batch, most in ((one, 0.1), (two, 0.2)):
+            (found,) = clipped_sum(watched, [batch], 0.1)
+            assert 0.99999 * most < found.double().norm() <= most
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("physical", [1, 2, 100])
 def test_a_patient_without_a_finite_gradient_contributes_nothing(

@@ -174,6 +174,18 @@ def test_repeats_of_a_round_take_the_spare_rounds_only(path: Path) -> None:
         train(ledger, 2)
 
 
+def test_a_use_of_several_is_charged_and_repeated_whole_or_not_at_all(path: Path) -> None:
+    both = Wanted(plan(uses=5, spares=3), ANN_BOB, uses=2)
+    with Ledger(path, VAULT) as ledger:
+        ledger.reserve([both], LIMITS, run="run", round_number=1)
+        assert [e.steps for e in ledger.entries() if e.kind == "reserve"] == [2]
+        ledger.reserve([both], LIMITS, run="run", round_number=1)
+        for number in (1, 2):  # one use is left, which is too little for a repeat or a new round
+            with pytest.raises(PolicyRefusal, match="4 of 5"):
+                ledger.reserve([both], LIMITS, run="run", round_number=number)
+        assert used(ledger) == 4
+
+
 def test_the_first_rounds_plan_stays(path: Path) -> None:
     with Ledger(path, VAULT) as ledger:
         train(ledger, 1)
