@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -36,10 +38,7 @@ class NpzData(Plan):
         Raises:
             SimulationError: It is missing, not of this layout, or the names do not fit.
         """
-        data = self._read()
-        facts = self._facts(data)
-        require_classes(_labels(data.hospitals, facts), facts)
-        return facts
+        return self._facts(self._told())
 
     def load(self, seed: int) -> Dataset:
         """Load the file.
@@ -47,19 +46,17 @@ class NpzData(Plan):
         Raises:
             SimulationError: As `facts`.
         """
-        data, facts = self._read(), self.facts()
-        pool = data.hospitals
+        data = _read(Path(find_data(self.path)))
+        facts, pool = self._facts(data), data.hospitals
         if 0 < self.patients < len(pool):
             chosen = np.random.default_rng([seed, 11]).permutation(len(pool))[: self.patients]
             pool = pool[np.sort(chosen)]
         return Dataset(facts, _patients(pool, facts), _patients(data.test, facts))
 
-    def _read(self) -> MedMnist:
-        path = find_data(self.path)
-        try:
-            return read_medmnist(Path(path), several=True)
-        except DataError as error:
-            raise SimulationError(error.what, error.where, error.todo) from None
+    def _told(self) -> MedMnist:
+        path = Path(find_data(self.path))
+        known = path.stat()
+        return _without_pixels(path, known.st_size, known.st_mtime_ns)
 
     def _facts(self, data: MedMnist) -> Facts:
         several = data.test.labels.ndim == 2
@@ -75,7 +72,7 @@ class NpzData(Plan):
                 + (", without the first class, which is none of them" if start else ""),
             )
         side = max(data.test.images.shape[1:3])
-        return Facts(
+        facts = Facts(
             name=Path(self.path).stem,
             classes=names,
             findings=several or self.findings,
@@ -83,6 +80,26 @@ class NpzData(Plan):
             channels=1 if data.test.images.ndim == 3 else 3,
             notes=data.notes,
         )
+        require_classes(_labels(data.hospitals, facts), facts)
+        return facts
+
+
+def _read(path: Path) -> MedMnist:
+    try:
+        return read_medmnist(path, several=True)
+    except DataError as error:
+        raise SimulationError(error.what, error.where, error.todo) from None
+
+
+@lru_cache(maxsize=8)  # reading takes seconds, and a sweep asks about the same file for each cell
+def _without_pixels(path: Path, size: int, changed: int) -> MedMnist:
+    """Read a file of this size and time of change; its images keep their shape, and no memory."""
+    data = _read(path)
+    hospitals, test = (
+        Pool(np.broadcast_to(np.uint8(0), pool.images.shape), pool.labels)
+        for pool in (data.hospitals, data.test)
+    )
+    return replace(data, hospitals=hospitals, test=test)
 
 
 def _patients(pool: Pool, facts: Facts) -> Patients:
