@@ -153,7 +153,7 @@ def test_npz_is_read_again_only_once_it_has_changed(tmp_path: Path) -> None:
     os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
     assert data.facts() == facts
     os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
-    with pytest.raises(SimulationError, match="cannot be read as .npz"):
+    with pytest.raises(SimulationError, match=r"cannot be read as \.npz"):
         data.facts()
 
 

@@ -167,6 +167,22 @@ def test_data_that_cannot_be_built_fail_their_cells_not_the_sweep(tmp_path: Path
     assert lines[-1] == "ended pooled 0"
 
 
+def test_what_cannot_work_fails_at_the_start(tmp_path: Path) -> None:
+    crowded = [{"kind": "dirichlet", "alpha": 0.3, "minimum": 20}]
+    planned = plan_jobs([Scenario.model_validate(TINY | {"name": "crowded", "partition": crowded})])
+    lines, failed = compute(tmp_path, [*jobs(compare=["pooled"]), *planned])
+    assert lines[:2] == ["begin 3 0", "started pooled 0"]
+    assert "a class of 24 patients cannot have 20 at each of 2 sites" in lines[2]
+    assert lines[5] == "started pooled 0"
+    assert [(cell.scenario, cell.state) for cell in failed] == [("crowded", "failed")] * 2
+    states = {(cell.scenario, cell.strategy): cell.state for cell in cells(tmp_path)}
+    assert states == {
+        ("tiny", "pooled"): "finished",
+        ("crowded", "pooled"): "failed",
+        ("crowded", "fedavg"): "failed",
+    }
+
+
 def test_what_changed_is_computed_and_told_apart(tmp_path: Path) -> None:
     compute(tmp_path, jobs(compare=["pooled"]))
     study = {**TINY["study"], "training": {"local_steps": 2}}

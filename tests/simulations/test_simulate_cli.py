@@ -111,6 +111,27 @@ def test_a_cell_that_fails_is_named_and_makes_the_exit_code_1(here: Path) -> Non
     assert "pooled" in result.output.split("AUC")[1]
 
 
+def test_a_run_that_cannot_work_is_refused_and_a_sweep_computes_the_rest(here: Path) -> None:
+    skewed = TINY + '[[partition]]\nkind = "dirichlet"\nalpha = 1\n'
+    (here / "tiny.toml").write_text(skewed)
+    (here / "sizes.toml").write_text(SWEEP.replace("= 40}", '= 40, "partition.0.minimum" = 9}'))
+    result = call("sweep", "sizes.toml", "--rounds", 1)
+    assert result.exit_code == 1
+    said = (
+        "Failed: sizes-tiny-few, pooled, seed 0: a class of 16 patients cannot have 9 at each of 2"
+    )
+    assert said in result.output
+    assert "sizes-tiny-some: AUC" in result.output
+
+    (here / "tiny.toml").write_text(skewed + "minimum = 20\n")
+    result = call("run", "tiny.toml", "--seed", 0, "--seed", 1)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["Error", " seed 0"], ["Error", " seed 1"]]
+    assert "a class of 24 patients cannot have 20 at each of 2 sites" in lines[0]
+    assert not (here / "consilium-simulations" / "tiny").exists()
+
+
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here: Path) -> None:
     command = [sys.executable, "-m", "simulations.cli", "simulate", "run", "tiny.toml"]
     paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
