@@ -90,15 +90,23 @@ def build_federation(scenario: Scenario, seed: int) -> Federation:
         SimulationError: The data cannot be read, a class has no patient anywhere, or a site
             would be left with fewer than two.
     """
-    dataset = _without_left_out(scenario, load_dataset(scenario.data, seed))
+    return build_from(load_dataset(scenario.data, seed), scenario, seed)
+
+
+def build_from(everyone: Dataset, scenario: Scenario, seed: int) -> Federation:
+    """Build a scenario's federation from data that are loaded already, or outlined.
+
+    Raises:
+        SimulationError: As `build_federation`.
+    """
+    dataset = _without_left_out(scenario, everyone)
     facts = dataset.facts
     require_classes(dataset.train.labels, facts)
     number = check_parts(scenario, facts)
     held_out = study_of(scenario, "pooled", number).data.held_out
     dealt = deal(scenario.partition, dataset.train, facts, number, _rng(seed, DEALING))
     sites, missing = [], []
-    everyone = zip(dealt.names, dealt.patients, strict=True)
-    for index, (name, members) in enumerate(everyone):
+    for index, (name, members) in enumerate(zip(dealt.names, dealt.patients, strict=True)):
         found = dataset.train.take(members)
         degraded, removed = _degraded(scenario, found, facts, (index, len(dealt.names)), seed)
         missing += [*_as_found(name, found, facts), *_named(name, found, removed, facts)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,8 @@ __all__ = [
     "data_at",
     "describe_dataset",
     "load_dataset",
+    "outline_dataset",
+    "with_data_at",
 ]
 
 Data = Annotated[
@@ -59,6 +62,29 @@ def load_dataset(data: Data, seed: int) -> Dataset:
         SimulationError: A file is missing or not of its layout.
     """
     return data.load(seed)
+
+
+def outline_dataset(data: Data, seed: int) -> Dataset:
+    """Return the patients of `load_dataset` as cheaply as it goes: who there is, not their looks.
+
+    Images that would have to be read or drawn have no pixels.
+
+    Raises:
+        SimulationError: A file is missing or not of its layout.
+    """
+    return data.outline(seed) if isinstance(data, PhantomData | NpzData) else data.load(seed)
+
+
+def with_data_at(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return a scenario's data section for another path; settings for the same kind stay.
+
+    Args:
+        section: As it is.
+        path: As `data_at` takes it, or a CSV table.
+    """
+    other = {"source": "table", "path": path} if path.endswith(".csv") else data_at(path)
+    same = other["source"] == section.get("source", "phantoms")
+    return {**section, **other} if same else other
 
 
 def data_at(path: str) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +18,10 @@ from shared.study_parts import Plan
 from simulations.data_files import find_data
 from simulations.medmnist import MedMnist, Pool, read_medmnist
 from simulations.parts import Indices
-from simulations.patients import Dataset, Facts, Patients, require_classes
+from simulations.patients import Dataset, Facts, Patients, require_classes, without_pixels
+
+Scaled = Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.float32]]
+"""Brings images to a side in pixels, as a study takes them."""
 
 
 class NpzData(Plan):
@@ -36,10 +42,7 @@ class NpzData(Plan):
         Raises:
             SimulationError: It is missing, not of this layout, or the names do not fit.
         """
-        data = self._read()
-        facts = self._facts(data)
-        require_classes(_labels(data.hospitals, facts), facts)
-        return facts
+        return self._facts(self._told())
 
     def load(self, seed: int) -> Dataset:
         """Load the file.
@@ -47,19 +50,31 @@ class NpzData(Plan):
         Raises:
             SimulationError: As `facts`.
         """
-        data, facts = self._read(), self.facts()
-        pool = data.hospitals
+        return self._dataset(_read(Path(find_data(self.path))), seed, _scaled)
+
+    def outline(self, seed: int) -> Dataset:
+        """Return the same patients with images of no pixels; once the file is known, at once."""
+        return self._dataset(self._told(), seed, lambda images, _: without_pixels(len(images)))
+
+    def _dataset(self, data: MedMnist, seed: int, scaled: Scaled) -> Dataset:
+        facts, pool = self._facts(data), data.hospitals
         if 0 < self.patients < len(pool):
             chosen = np.random.default_rng([seed, 11]).permutation(len(pool))[: self.patients]
             pool = pool[np.sort(chosen)]
-        return Dataset(facts, _patients(pool, facts), _patients(data.test, facts))
+        train, test = (
+            Patients(
+                scaled(part.images, facts.size),
+                np.arange(len(part), dtype=np.int64),
+                _labels(part, facts),
+            )
+            for part in (pool, data.test)
+        )
+        return Dataset(facts, train, test)
 
-    def _read(self) -> MedMnist:
-        path = find_data(self.path)
-        try:
-            return read_medmnist(Path(path), several=True)
-        except DataError as error:
-            raise SimulationError(error.what, error.where, error.todo) from None
+    def _told(self) -> MedMnist:
+        path = Path(find_data(self.path))
+        known = path.stat()
+        return _read_once(path, known.st_size, known.st_mtime_ns)
 
     def _facts(self, data: MedMnist) -> Facts:
         several = data.test.labels.ndim == 2
@@ -75,7 +90,7 @@ class NpzData(Plan):
                 + (", without the first class, which is none of them" if start else ""),
             )
         side = max(data.test.images.shape[1:3])
-        return Facts(
+        facts = Facts(
             name=Path(self.path).stem,
             classes=names,
             findings=several or self.findings,
@@ -83,11 +98,30 @@ class NpzData(Plan):
             channels=1 if data.test.images.ndim == 3 else 3,
             notes=data.notes,
         )
+        require_classes(_labels(data.hospitals, facts), facts)
+        return facts
 
 
-def _patients(pool: Pool, facts: Facts) -> Patients:
-    owners = np.arange(len(pool), dtype=np.int64)
-    return Patients(_scaled(pool.images, facts.size), owners, _labels(pool, facts))
+def _read(path: Path) -> MedMnist:
+    try:
+        return read_medmnist(path, several=True)
+    except DataError as error:
+        raise SimulationError(error.what, error.where, error.todo) from None
+
+
+@lru_cache(maxsize=8)  # reading takes seconds, and a sweep asks about the same file for each cell
+def _read_once(path: Path, size: int, changed: int) -> MedMnist:
+    """Read a file of this size and time of change, and keep all but the pixels.
+
+    Images of the test part keep their shape, without its memory, and the hospitals' have none.
+    """
+    data = _read(path)
+    labels, test = data.hospitals.labels, data.test
+    return replace(
+        data,
+        hospitals=Pool(np.zeros((len(labels), 0, 0), dtype=np.uint8), labels),
+        test=Pool(np.broadcast_to(np.uint8(0), test.images.shape), test.labels),
+    )
 
 
 def _labels(pool: Pool, facts: Facts) -> Indices:

@@ -106,6 +106,11 @@ class Dataset:
     test: Patients
 
 
+def without_pixels(count: int) -> npt.NDArray[np.float32]:
+    """Return images that say no more than how many there are, float32 [count, 1, 0, 0]."""
+    return np.zeros((count, 1, 0, 0), dtype=np.float32)
+
+
 def require_classes(labels: Indices, facts: Facts) -> None:
     """Refuse patients among whom a class, or a finding, does not occur.
 

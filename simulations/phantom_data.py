@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ from shared.study_parts import Plan
 from shared.subgroups import CELLS
 from simulations.chest import Subjects, draw_chests
 from simulations.parts import Indices
-from simulations.patients import Dataset, Facts, Patients, concatenate
+from simulations.patients import Dataset, Facts, Patients, concatenate, without_pixels
 from simulations.phantoms import BATCH, WITHOUT_AGE
 from simulations.scanners import scanner
 
@@ -54,29 +56,48 @@ class PhantomData(Plan):
 
     def load(self, seed: int) -> Dataset:
         """Draw everyone; the same seed gives the same bits."""
+        return self._dataset(_draw, seed)
+
+    def outline(self, seed: int) -> Dataset:
+        """Return the same patients with images of no pixels."""
+        return self._dataset(_people, seed)
+
+    def _dataset(
+        self, make: Callable[[PhantomData, int, np.random.Generator], Patients], seed: int
+    ) -> Dataset:
         train, test = (
-            _draw(self, count, np.random.default_rng([seed, 7, number]))
+            make(self, count, np.random.default_rng([seed, 7, number]))
             for number, count in enumerate((self.patients, self.test_patients))
         )
         return Dataset(self.facts(), train, test)
 
 
-def _draw(plan: PhantomData, count: int, rng: np.random.Generator) -> Patients:
+def _people(plan: PhantomData, count: int, rng: np.random.Generator) -> Patients:
     """Make patients up; label, scanner, sex, age and number of images are independent."""
     labels = rng.permutation((np.arange(count) < round(plan.prevalence * count)).astype(np.int64))
-    subjects = Subjects(
-        opacity=labels.astype(bool),
-        female=rng.random(count) < 0.5,
-        images=rng.integers(1, plan.images + 1, count),
-    )
+    female = rng.random(count) < 0.5
+    owners = np.repeat(np.arange(count), rng.integers(1, plan.images + 1, count))
     scanners = rng.integers(0, plan.scanners, count)
     years = np.clip(rng.normal(56, 17, count), 5, 95)
     ages = np.where(rng.random(count) < WITHOUT_AGE, -1, np.searchsorted(AGE_EDGES, years, "right"))
     groups = {
         "scanner": scanners.astype(np.int64),
-        "sex": np.where(subjects.female, 0, 1).astype(np.int64),
+        "sex": np.where(female, 0, 1).astype(np.int64),
         "age": ages.astype(np.int64),
     }
+    stated = labels[:, None] if plan.findings else labels
+    return Patients(without_pixels(len(owners)), owners, stated, groups)
+
+
+def _draw(plan: PhantomData, count: int, rng: np.random.Generator) -> Patients:
+    """Make patients up, and draw their images."""
+    people = _people(plan, count, rng)
+    scanners = people.groups["scanner"]
+    subjects = Subjects(
+        opacity=people.labels.reshape(count).astype(bool),
+        female=people.groups["sex"] == 0,
+        images=people.image_counts,
+    )
     batches = []
     order = np.argsort(scanners, kind="stable")
     for index in range(plan.scanners):
@@ -84,10 +105,9 @@ def _draw(plan: PhantomData, count: int, rng: np.random.Generator) -> Patients:
         for start in range(0, len(own), BATCH):
             batches.append(_batch(plan, index, subjects, own[start : start + BATCH], rng))
     drawn = concatenate(batches)
-    everyone = Patients(drawn.images, drawn.image_patient, labels[order])
+    everyone = Patients(drawn.images, drawn.image_patient, people.labels[order])
     back = everyone.take(np.argsort(order, kind="stable"))
-    stated = labels[:, None] if plan.findings else labels
-    return Patients(back.images, back.image_patient, stated, groups)
+    return replace(people, images=back.images)
 
 
 def _batch(

@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from simulations.build import Federation, build_federation
 from simulations.checks import check_parts
 from simulations.datasets import describe_dataset
 from simulations.experiment import Simulate, Tell, run_cell, tidy
+from simulations.feasible import find_obstacle
 from simulations.identity import code_digest, code_version, digest_of, files_digest, machine
 from simulations.records import Cell, Outcome
 from simulations.results import Results
@@ -79,6 +80,7 @@ def run_jobs(
 
     Killed at any moment and called again, it goes on in the cell it was in. A cell that fails
     keeps its reason and does not stop the others; the next call tries it from its beginning.
+    Those whose patients cannot be dealt fail before anything is computed.
 
     Args:
         jobs: As planned.
@@ -96,6 +98,8 @@ def run_jobs(
         results.plan(job.cell for job in jobs)
         before = {cell.id: cell.state for cell in results.cells()}
         left = [job for job in jobs if before[job.cell.id] != "finished"]
+        errors = infeasible(left)
+        left.sort(key=lambda job: job.cell.id not in errors)
         watcher.begin(left, len(jobs) - len(left))
         federations = _Federations()
         for job in left:
@@ -107,6 +111,8 @@ def run_jobs(
                 _empty(place)
             compute = partial(_compute, job.scenario, federations, place, simulate, device)
             try:
+                if job.cell.id in errors:
+                    raise errors[job.cell.id]
                 outcome = compute(running, partial(watcher.progress, job))
             except Exception as error:  # noqa: BLE001
                 # Whatever went wrong with one cell, the others can still be computed.
@@ -119,6 +125,19 @@ def run_jobs(
                 tidy(place)
             watcher.ended(job, reason)
     return failed
+
+
+def infeasible(jobs: Iterable[Job]) -> dict[str, ConsiliumError]:
+    """Return what keeps jobs from being done, by the id of their cell; nothing is computed."""
+    known: dict[tuple[str, int], ConsiliumError | None] = {}
+    errors = {}
+    for job in jobs:
+        key = job.scenario.digest, job.cell.seed
+        if key not in known:
+            known[key] = find_obstacle(job.scenario, job.cell.seed)
+        if error := known[key]:
+            errors[job.cell.id] = error
+    return errors
 
 
 class _Federations:
@@ -182,9 +201,14 @@ def _empty(folder: Path) -> None:
 
 
 def _reason(error: Exception, place: Path) -> str:
-    """Return in one line why a cell failed; of what nobody foresaw, the rest is in a file."""
+    """Return in one line why a cell failed; of what nobody foresaw, the rest is in a file.
+
+    Nothing else stays in the cell's folder: the next call begins it anew.
+    """
+    shutil.rmtree(place, ignore_errors=True)
     if isinstance(error, ConsiliumError):
         return str(error)
+    place.mkdir(parents=True)
     (place / "error.txt").write_text("".join(traceback.format_exception(error)))
     line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {line} (see {place / 'error.txt'})"

@@ -72,12 +72,9 @@ def run(
 
     if is_sweep(scenario):
         raise SimulationError("this is a sweep", scenario, "Use `consilium simulate sweep`")
-    changes = _changes(strategy, seed, rounds)
-    found = load_scenario(scenario, changes)
-    if data is not None:
-        found = load_scenario(scenario, changes | _data_from(data, found))
+    found = load_scenario(scenario, _changes(strategy, seed, rounds), data)
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
-    raise typer.Exit(_compute([found], out or FOLDER / found.name, resources))
+    raise typer.Exit(_compute([found], out or FOLDER / found.name, resources, whole=True))
 
 
 @app.command()
@@ -102,10 +99,7 @@ def sweep(
 
     if not is_sweep(sweep):
         raise SimulationError("this is one scenario", sweep, "Use `consilium simulate run`")
-    changes = _changes(strategy, seed, rounds)
-    found = load_sweep(sweep, changes)
-    if data is not None:
-        found = load_sweep(sweep, changes | _data_from(data, found.scenarios[0]))
+    found = load_sweep(sweep, _changes(strategy, seed, rounds), data)
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
     raise typer.Exit(_compute(found.scenarios, out or FOLDER / found.name, resources))
 
@@ -147,18 +141,13 @@ def _changes(
     return {key: value for key, value in changes.items() if value}
 
 
-def _data_from(path: str, scenario: Scenario) -> dict[str, Any]:
-    """Return the change that makes a scenario use other data; settings for the same kind stay."""
-    from simulations.datasets import data_at
+def _compute(
+    scenarios: Sequence[Scenario], folder: Path, resources: Resources, *, whole: bool = False
+) -> int:
+    """Compute what is left to do, print what came of it, and return the exit code.
 
-    section = {"source": "table", "path": path} if path.endswith(".csv") else data_at(path)
-    if section["source"] != scenario.data.source:
-        return {"data": section}
-    return {f"data.{key}": value for key, value in section.items()}
-
-
-def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) -> int:
-    """Compute what is left to do, print what came of it, and return the exit code."""
+    With `whole`, nothing is computed unless every cell can be.
+    """
     from simulations.engine import simulate
     from simulations.processes import signals_as_interrupts
     from simulations.progress import ProgressBar
@@ -167,6 +156,8 @@ def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) 
     _check_machine(resources)
     console, place = Console(highlight=False), folder.resolve()
     jobs = plan_jobs(scenarios, " ".join(["consilium", *sys.argv[1:]]))
+    if whole and _refused(jobs):
+        return 1
     device = "cuda" if resources.gpus_per_client else "cpu"
     try:
         with signals_as_interrupts(), ProgressBar(console) as bar:
@@ -180,6 +171,18 @@ def _compute(scenarios: Sequence[Scenario], folder: Path, resources: Resources) 
         name = f"{cell.scenario}, {cell.strategy}, seed {cell.seed}"
         console.print(f"[red]Failed:[/red] {name}: {escape(cell.reason)}", soft_wrap=True)
     return 1 if failed else 0
+
+
+def _refused(jobs: Sequence[Job]) -> bool:
+    """Say, in a line for each seed, what cannot be computed; return whether there is any."""
+    from simulations.runner import infeasible
+
+    errors = infeasible(jobs)
+    told = {job.cell.seed: errors[job.cell.id] for job in jobs if job.cell.id in errors}
+    for seed, error in told.items():
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"[red]Error:[/red] seed {seed}: {escape(str(error))}")
+    return bool(told)
 
 
 def _check_machine(resources: Resources) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -177,7 +179,8 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
                 # Ray ends the process there and then; whoever runs a simulation may want a word.
                 signal.signal(signal.SIGTERM, on_term)
             resources = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
-            pool = BasicActorPool(ClientAppActor, resources, {})
+            at_start = {"on_actor_init_fn": _end_with_raylet}
+            pool = BasicActorPool(ClientAppActor, resources, at_start)
             pool.add_actors_to_pool(pool.actors_capacity)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise SimulationError(
@@ -188,17 +191,31 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
     return list(pool.pool)
 
 
+def _end_with_raylet() -> None:
+    """Let the kernel end this worker, however busy, with the process of Ray that started it.
+
+    That one ends with the simulation; by itself Ray notices a killed one only after a while.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, see prctl(2)
+
+
 def check_reachable(address: str) -> None:
     """Knock at HOST:PORT; Ray itself would try for many minutes, in silence.
 
     Raises:
-        SimulationError: Nobody answers there.
+        SimulationError: It is no address, or nobody answers there.
     """
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        return  # "auto", which Ray looks up in its own files
+    if address == "auto":
+        return  # Ray looks it up in its own files
+    parts = re.fullmatch(r"(?:ray://)?([^/]+):([0-9]+)", address)
+    if parts is None:
+        raise SimulationError(
+            "this is not the address of a Ray cluster",
+            address,
+            "Give --ray-address as HOST:PORT, ray://HOST:PORT or auto",
+        )
     try:
-        socket.create_connection((host.split("/")[-1], int(port)), timeout=10).close()
+        socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise SimulationError(
             f"no Ray cluster answers: {error}",

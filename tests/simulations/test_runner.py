@@ -15,10 +15,11 @@ import pytest
 
 from shared.errors import CoordinatorError, SimulationError
 from simulations.engine import Resources, simulate
+from simulations.heart_disease import HOSPITALS
 from simulations.records import Cell, Measurement
 from simulations.results import Results
 from simulations.runner import Job, plan_jobs, run_jobs
-from simulations.scenario import Scenario
+from simulations.scenario import Scenario, parse_scenario
 
 IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
 
@@ -135,6 +136,7 @@ def test_a_cell_that_fails_keeps_its_reason_does_not_stop_the_others_and_is_trie
 ) -> None:
     def no_fedavg(*args: Any, **options: Any) -> None:
         if args[1].name == "tiny-fedavg":
+            IN_PROCESS(*args, **options)
             raise ValueError("no luck\nwith details")
         IN_PROCESS(*args, **options)
 
@@ -147,6 +149,7 @@ def test_a_cell_that_fails_keeps_its_reason_does_not_stop_the_others_and_is_trie
     assert reason.startswith("ValueError: no luck (see ")
     assert "\n" not in reason
     details = Path(reason.partition("(see ")[2].rstrip(")"))
+    assert [path.name for path in details.parent.iterdir()] == ["error.txt"]
     assert "with details" in details.read_text()
     assert {m.strategy for m in figures(tmp_path)} == {"pooled"}
 
@@ -165,6 +168,22 @@ def test_data_that_cannot_be_built_fail_their_cells_not_the_sweep(tmp_path: Path
     assert [cell.scenario for cell in failed] == ["gone", "gone"]
     assert all("fewer than two patients" in cell.reason for cell in failed)
     assert lines[-1] == "ended pooled 0"
+
+
+def test_what_cannot_work_fails_at_the_start(tmp_path: Path) -> None:
+    crowded = [{"kind": "dirichlet", "alpha": 0.3, "minimum": 20}]
+    planned = plan_jobs([Scenario.model_validate(TINY | {"name": "crowded", "partition": crowded})])
+    lines, failed = compute(tmp_path, [*jobs(compare=["pooled"]), *planned])
+    assert lines[:2] == ["begin 3 0", "started pooled 0"]
+    assert "a class of 24 patients cannot have 20 at each of 2 sites" in lines[2]
+    assert lines[5] == "started pooled 0"
+    assert [(cell.scenario, cell.state) for cell in failed] == [("crowded", "failed")] * 2
+    states = {(cell.scenario, cell.strategy): cell.state for cell in cells(tmp_path)}
+    assert states == {
+        ("tiny", "pooled"): "finished",
+        ("crowded", "pooled"): "failed",
+        ("crowded", "fedavg"): "failed",
+    }
 
 
 def test_what_changed_is_computed_and_told_apart(tmp_path: Path) -> None:
@@ -194,6 +213,27 @@ def test_a_data_file_that_changed_is_not_taken_for_what_it_was(tmp_path: Path) -
     assert jobs(data=table, study=study)[0].cell.id == first
     file.write_text("\n".join(["age,ill", *rows, "3,yes"]))
     assert jobs(data=table, study=study)[0].cell.id != first
+
+
+def test_the_files_of_a_path_that_no_key_says_count_too(tmp_path: Path) -> None:
+    (tmp_path / "heart_disease").mkdir()
+    files = [tmp_path / "heart_disease" / f"processed.{name}.data" for name in HOSPITALS]
+    for file in files:
+        file.write_text("63,1,1,145,233,1,2,150,0,2.3,3,0,6,0\n" * 9)
+    values = {
+        "name": "heart",
+        "data": {"source": "heart-disease"},
+        "partition": [{"kind": "by-group"}],
+        "study": {"privacy": {"enabled": False}},
+    }
+
+    def identity() -> str:
+        return plan_jobs([parse_scenario(values, "test", tmp_path)])[0].cell.id
+
+    before = identity()
+    assert identity() == before
+    files[1].write_text("")
+    assert identity() != before
 
 
 def test_one_sweep_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:

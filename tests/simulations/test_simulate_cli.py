@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +21,11 @@ from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
 
 from shared.errors import ConsiliumError
+from simulations.datasets import PhantomData
+from simulations.processes import descendants
 from simulations.results import Results
-from simulations.scenario import Scenario, list_scenarios
-from simulations.simulate_cli import _data_from, app
+from simulations.scenario import list_scenarios, load_scenario
+from simulations.simulate_cli import app
 from simulations.strategies import BUILT_IN
 from simulations.summary import tables
 
@@ -111,6 +116,27 @@ def test_a_cell_that_fails_is_named_and_makes_the_exit_code_1(here: Path) -> Non
     assert "pooled" in result.output.split("AUC")[1]
 
 
+def test_a_run_that_cannot_work_is_refused_and_a_sweep_computes_the_rest(here: Path) -> None:
+    skewed = TINY + '[[partition]]\nkind = "dirichlet"\nalpha = 1\n'
+    (here / "tiny.toml").write_text(skewed)
+    (here / "sizes.toml").write_text(SWEEP.replace("= 40}", '= 40, "partition.0.minimum" = 9}'))
+    result = call("sweep", "sizes.toml", "--rounds", 1)
+    assert result.exit_code == 1
+    said = (
+        "Failed: sizes-tiny-few, pooled, seed 0: a class of 16 patients cannot have 9 at each of 2"
+    )
+    assert said in result.output
+    assert "sizes-tiny-some: AUC" in result.output
+
+    (here / "tiny.toml").write_text(skewed + "minimum = 20\n")
+    result = call("run", "tiny.toml", "--seed", 0, "--seed", 1)
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["Error", " seed 0"], ["Error", " seed 1"]]
+    assert "a class of 24 patients cannot have 20 at each of 2 sites" in lines[0]
+    assert not (here / "consilium-simulations" / "tiny").exists()
+
+
 def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here: Path) -> None:
     command = [sys.executable, "-m", "simulations.cli", "simulate", "run", "tiny.toml"]
     paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -124,6 +150,55 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here: Path) -> None:
     folder = here / "consilium-simulations" / "tiny"
     assert said.splitlines()[-1] == f"Stopped. The same command goes on with what is in {folder}."
     assert process.returncode == 130
+
+
+CRASHES_AT_ITS_END = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGSEGV)  # as threads of Ray have done it
+from simulations.cli import main
+main()
+"""
+
+
+def end_in_a_round(here: Path, number: int) -> tuple[int, str]:
+    """Send a signal to a run with a worker once a round is done; return how it ended.
+
+    Checks that it ends with all its processes, in seconds.
+    """
+    options = ["--strategy", "fedavg", "--workers", "1", "--out", "out"]
+    finished = "out/cells/*/run/checkpoints/round-*.json"
+    before = {path.name for path in here.glob(finished)}
+    with subprocess.Popen(
+        [sys.executable, "-c", CRASHES_AT_ITS_END, "simulate", "run", "tiny.toml", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=here,
+        start_new_session=True,
+    ) as process:
+        while before >= {path.name for path in here.glob(finished)}:
+            assert process.poll() is None
+            time.sleep(0.05)
+        started = {child: os.pidfd_open(child) for child in descendants(process.pid)}
+        assert len(started) > 4
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
+        assert process.stdout is not None
+        said = process.stdout.read()
+    assert not list(Path(tempfile.gettempdir()).glob(f"consilium-ray-{process.pid}-*"))
+    deadline = time.monotonic() + 20
+    for child, handle in started.items():
+        left = max(0.0, deadline - time.monotonic())
+        assert select.select([handle], [], [], left)[0], f"{child} is still there"
+        os.close(handle)
+    return process.returncode, said
+
+
+def test_no_process_of_ray_outlives_ctrl_c_and_its_end_is_not_python_s(here: Path) -> None:
+    (here / "tiny.toml").write_text(TINY.replace("rounds = 50", "rounds = 500"))
+    for _ in range(2):
+        code, said = end_in_a_round(here, signal.SIGINT)
+        assert code == 130
+        assert "Stopped. The same command goes on" in said.splitlines()[-1]
 
 
 def test_everything_that_comes_along_is_listed_one_line_each() -> None:
@@ -146,6 +221,9 @@ def test_everything_that_comes_along_is_listed_one_line_each() -> None:
         (["report", "."], "there are no results here"),
         (["run", "tiny.toml", "--gpus-per-client", "1"], NO_GPU),
         (["run", "tiny.toml", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers"),
+        (["run", "tiny.toml", "--ray-address", "nonsense"], "not the address of a Ray cluster"),
+        (["run", "tiny.toml", "--ray-address", "host:abc"], "not the address of a Ray cluster"),
+        (["run", "tiny.toml", "--ray-address", "http://h:1"], "not the address of a Ray cluster"),
         (["run", "tiny.toml", "--out", "tiny.toml"], "the results folder cannot be written"),
     ],
 )
@@ -169,14 +247,15 @@ def test_what_is_not_installed_is_said_before_anything_is_computed(
     assert not (here / "consilium-simulations").exists()
 
 
-def test_other_data_keep_the_settings_of_the_same_kind() -> None:
-    def scenario(**data: object) -> Scenario:
-        return Scenario.model_validate({"name": "x", "data": data})
-
-    npz = scenario(source="npz", path="a.npz", patients=9)
-    assert _data_from("b.npz", npz) == {"data.source": "npz", "data.path": "b.npz"}
-    phantoms = scenario(source="phantoms", patients=9)
-    assert _data_from("b.npz", phantoms) == {"data": {"source": "npz", "path": "b.npz"}}
+def test_other_data_need_not_the_scenario_s_own(here: Path) -> None:
+    (here / "own.toml").write_text(
+        'name = "own"\nsites.number = 2\n[data]\nsource = "npz"\npath = "gone.npz"\n'
+    )
+    (here / "all.toml").write_text('name = "all"\nscenarios = [{ scenario = "own.toml" }]\n')
+    assert "there is no data 'gone.npz'" in refused("run", "own.toml")
+    for command in (["run", "own.toml"], ["sweep", "all.toml"]):
+        assert "there is no data 'other.npz'" in refused(*command, "--data", "other.npz")
+    assert load_scenario("own.toml", data="phantoms").data == PhantomData()
 
 
 def test_tables_say_that_noise_is_seeded_and_over_how_many_sites_a_figure_is(
