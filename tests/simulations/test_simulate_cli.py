@@ -18,6 +18,7 @@ from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
 
 from shared.errors import ConsiliumError
+from simulations.cli import main
 from simulations.results import Results
 from simulations.scenario import Scenario, list_scenarios
 from simulations.simulate_cli import _data_from, app
@@ -94,11 +95,12 @@ def test_a_scenario_ends_in_a_table_and_a_report_and_is_not_computed_twice(here:
 
 
 def test_a_sweep_has_a_table_for_each_scenario(here: Path) -> None:
-    result = call("sweep", "sizes.toml", "--rounds", 1, "--out", here / "out")
+    result = call("sweep", "sizes.toml", "--rounds", 1, "--out", here / "[/out]")
     assert result.exit_code == 0, result.output
+    assert f"Results: {here / '[/out]' / 'results.sqlite'}" in result.output
     assert "sizes-tiny-few: AUC" in result.output
     assert "sizes-tiny-some: AUC" in result.output
-    with Results(here / "out") as results:
+    with Results(here / "[/out]") as results:
         assert [c.labels["patients"] for c in results.cells()] == ["few", "some"]
 
 
@@ -167,6 +169,42 @@ def test_what_is_not_installed_is_said_before_anything_is_computed(
     assert f"simulations need {package}, which is not installed" in said
     assert "pip install 'consilium-fl[simulation]'" in said
     assert not (here / "consilium-simulations").exists()
+
+
+def said_by_main(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Return what the `consilium` command prints as it fails."""
+    monkeypatch.setattr(sys, "argv", ["consilium", "simulate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (1, "")
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        ("tiny.toml", "Run `pip install 'consilium-fl[simulation]'`"),
+        ("wrong.toml", "should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
+        ("[/x]", "there is no scenario '[/x]'"),
+        (":smile:", "there is no scenario ':smile:'"),
+    ],
+)
+def test_the_command_prints_errors_as_they_are(
+    here: Path,
+    scenario: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (here / "wrong.toml").write_text(TINY.replace('"tiny"', '"My Study"'))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = said_by_main(["run", scenario], monkeypatch, capsys)
+    assert said.startswith("Error: ")
+    assert words in said
+    assert said.count("\n") == 1
 
 
 def test_other_data_keep_the_settings_of_the_same_kind() -> None:
