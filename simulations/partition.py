@@ -263,7 +263,7 @@ def deal(
     cells = np.zeros(len(patients), dtype=np.int64)
     counts = sizes[:, None]
     if mix:
-        cells = strata(patients.labels)
+        cells = _cells(mix, patients.labels, facts)
         counts = _counts(mix, cells, facts, sizes if size else None, sites, rng)
     if counts.sum(axis=1).min() < 2:
         raise SimulationError(
@@ -291,6 +291,21 @@ def _by_group(part: ByGroup, patients: Patients, facts: Facts, rng: np.random.Ge
     return Dealt(tuple(there), tuple(there.values()), unused)
 
 
+def _cells(mix: Mix, labels: Indices, facts: Facts) -> Indices:
+    """Return int64 [patients]: of which class the mix counts each patient.
+
+    Where patients may have several findings, the prevalence of one is of all who have it, whatever
+    else they have: there are those without it, 0, and those with it, 1.
+    """
+    if isinstance(mix, Prevalence) and facts.findings:
+        return np.asarray(labels[:, _place(mix, facts)] == 1, dtype=np.int64)
+    return strata(labels)
+
+
+def _place(mix: Prevalence, facts: Facts) -> int:
+    return facts.classes.index(mix.name) if mix.name else len(facts.classes) - 1
+
+
 def _counts(
     mix: Mix,
     cells: Indices,
@@ -302,9 +317,7 @@ def _counts(
     """Return how many patients of each class each site gets, int64 [sites, classes]."""
     totals = np.bincount(cells).astype(np.int64)
     if isinstance(mix, Prevalence):
-        names = ("", *facts.classes) if facts.findings else facts.classes
-        place = names.index(mix.name) if mix.name else len(names) - 1
-        return mix.counts(totals, sizes, sites, place)
+        return mix.counts(totals, sizes, sites, 1 if facts.findings else _place(mix, facts))
     # Of findings a combination may not occur at all; such a class has no say.
     some = np.flatnonzero(totals)
     counts = np.zeros((sites, len(totals)), dtype=np.int64)

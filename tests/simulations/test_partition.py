@@ -265,15 +265,19 @@ def test_groups_become_sites_of_the_same_name() -> None:
     assert found.unused == 4
 
 
-def test_findings_are_dealt_by_the_first_that_is_present() -> None:
+@pytest.mark.parametrize(("name", "place"), [("a", 0), ("b", 1), ("c", 2), ("", 2)])
+def test_a_finding_has_its_prevalence_whatever_else_patients_have(name: str, place: int) -> None:
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (900, 2))
-    patients = patients_with(labels)
-    facts = Facts("some", ("a", "b"), findings=True)
-    part = Prevalence(kind="prevalence", prevalence=(0.1, 0.6), name="a")
-    found = deal((part,), patients, facts, 2, rng)
+    labels = (rng.random((3000, 3)) < [0.3, 0.5, 0.2]).astype(np.int64)
+    facts = Facts("some", ("a", "b", "c"), findings=True)
+    part = Prevalence(kind="prevalence", prevalence=(0.1, 0.6), name=name)
+    found = deal((part,), patients_with(labels), facts, 2, rng)
     for own, stated in zip(found.patients, part.prevalence, strict=True):
-        assert labels[own, 0].mean() == pytest.approx(stated, abs=0.01)
+        assert labels[own, place].mean() == pytest.approx(stated, abs=0.005)
+    # Of those with the finding as many are dealt as there are: .35 of all places are theirs.
+    dealt_with = sum(labels[own, place].sum() for own in found.patients)
+    most = min(labels[:, place].sum() / 0.35, (labels[:, place] == 0).sum() / 0.65)
+    assert dealt_with == pytest.approx(0.35 * most, abs=2)
 
 
 @pytest.mark.parametrize(
