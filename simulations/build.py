@@ -87,8 +87,8 @@ def build_federation(scenario: Scenario, seed: int) -> Federation:
         seed: Of data that is made up, partition, shifts, gaps and split.
 
     Raises:
-        SimulationError: The data cannot be read, a class has no patient anywhere, or a site
-            would be left with fewer than two.
+        SimulationError: The data cannot be read, nobody is left to test on, a class has no
+            patient to train on, or a site would be left with fewer than two.
     """
     dataset = _without_left_out(scenario, load_dataset(scenario.data, seed))
     facts = dataset.facts
@@ -104,7 +104,8 @@ def build_federation(scenario: Scenario, seed: int) -> Federation:
         missing += [*_as_found(name, found, facts), *_named(name, found, removed, facts)]
         sites.append(_split(name, degraded, held_out, _rng(seed, SPLITTING, index)))
     unused = [f"{dealt.unused} patients are at no site"] if dealt.unused else []
-    return Federation(tuple(sites), dataset.test, facts, tuple(missing), (*facts.notes, *unused))
+    notes = (*facts.notes, *unused, *dealt.notes)
+    return Federation(tuple(sites), dataset.test, facts, tuple(missing), notes)
 
 
 def _rng(seed: int, *stage: int) -> np.random.Generator:
@@ -112,17 +113,27 @@ def _rng(seed: int, *stage: int) -> np.random.Generator:
 
 
 def _without_left_out(scenario: Scenario, dataset: Dataset) -> Dataset:
-    """Make the common test set of the cell that is left out, if one is."""
+    """Make the common test set of the cell that is left out, if one is.
+
+    Patients whose cell nobody knows are nowhere then: they may be of the one that is left out.
+    """
     for part in scenario.partition:
         if isinstance(part, LeaveOut):
             everyone = concatenate([dataset.train, dataset.test])
+            cells = everyone.groups[part.group]
             cell = dataset.facts.group_names[part.group].index(part.cell)
-            out = everyone.groups[part.group] == cell
-            note = f"the test set is {part.group} {part.cell}, which no site has seen"
-            facts = replace(dataset.facts, notes=(*dataset.facts.notes, note))
-            return Dataset(
-                facts, everyone.take(np.flatnonzero(~out)), everyone.take(np.flatnonzero(out))
-            )
+            seen, out = (np.flatnonzero(k) for k in ((cells >= 0) & (cells != cell), cells == cell))
+            if not len(out):
+                raise SimulationError(
+                    f"no patient is of {part.group} {part.cell}, so nobody is left to test on",
+                    "partition.leave-out",
+                    "Check that the column names the same patients as the data",
+                )
+            notes = [f"the test set is {part.group} {part.cell}, which no site has seen"]
+            if unknown := len(everyone) - len(seen) - len(out):
+                notes.append(f"patients left out, as their {part.group} is not known: {unknown}")
+            facts = replace(dataset.facts, notes=(*dataset.facts.notes, *notes))
+            return Dataset(facts, everyone.take(seen), everyone.take(out))
     return dataset
 
 

@@ -206,6 +206,9 @@ class LeaveOut(Plan):
     cell: str
 
 
+MOST_OFF = 0.02
+"""A site's share of the patients may be off by so much before a note tells."""
+
 Size = EqualSizes | Shares | PowerLaw
 Mix = Dirichlet | ClassesPerSite | Prevalence
 Partition = Annotated[Size | Mix | ManyImages | ByGroup | LeaveOut, Field(discriminator="kind")]
@@ -219,11 +222,13 @@ class Dealt:
         names: Of the sites.
         patients: Of each site the indices of its patients, in random order; nobody is twice.
         unused: Patients at no site.
+        notes: What came out otherwise than one would think, a clause each.
     """
 
     names: tuple[str, ...]
     patients: tuple[Indices, ...]
     unused: int
+    notes: tuple[str, ...] = ()
 
 
 def deal(
@@ -245,7 +250,7 @@ def deal(
         rng: Source of all chance.
 
     Raises:
-        SimulationError: There are too few patients, or a site would have none.
+        SimulationError: There are too few patients, or a site would have fewer than two.
     """
     if group := next((part for part in parts if isinstance(part, ByGroup)), None):
         return _by_group(group, patients, facts, rng)
@@ -274,7 +279,20 @@ def deal(
     first = choose_sites(many.sites, sites, rng) if many else np.arange(0)
     dealt = _draw(cells, counts, patients.image_counts, first, rng)
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
-    return Dealt(names, dealt, len(patients) - int(counts.sum()))
+    notes = _missed(size, shares, counts.sum(axis=1)) if size else ()
+    return Dealt(names, dealt, len(patients) - int(counts.sum()), notes)
+
+
+def _missed(size: Size, shares: Floats, dealt: Indices) -> tuple[str, ...]:
+    """Tell of the site whose size the mix of classes bent most, if any is far off."""
+    got = dealt / dealt.sum()
+    worst = int(np.abs(got - shares).argmax())
+    if abs(got[worst] - shares[worst]) <= MOST_OFF:
+        return ()
+    return (
+        f"the classes of the sites do not allow the sizes of {size.kind}: site-{worst + 1} "
+        f"has {got[worst]:.0%} of the patients in place of {shares[worst]:.0%}",
+    )
 
 
 def _rounded_columns(exact: Floats, totals: Indices) -> Indices:
@@ -284,11 +302,25 @@ def _rounded_columns(exact: Floats, totals: Indices) -> Indices:
 
 
 def _by_group(part: ByGroup, patients: Patients, facts: Facts, rng: np.random.Generator) -> Dealt:
+    """Make every cell of a group a site that has two patients at least, and count those left."""
     cells, group = facts.group_names[part.group], patients.groups[part.group]
     members = {name: np.flatnonzero(group == place) for place, name in enumerate(cells)}
     there = {name: rng.permutation(index) for name, index in members.items() if len(index) > 1}
+    if not there:
+        raise SimulationError(
+            f"no {part.group} has two patients",
+            "partition.by-group",
+            "Check that the column names the same patients as the data",
+        )
+    single = [name for name, index in members.items() if len(index) == 1]
+    notes = [
+        f"{part.group} {name} has one patient and is no site; sites are numbered without it"
+        for name in single
+    ]
     unused = len(patients) - sum(map(len, there.values()))
-    return Dealt(tuple(there), tuple(there.values()), unused)
+    if unknown := unused - len(single):
+        notes.append(f"patients whose {part.group} is not known: {unknown}")
+    return Dealt(tuple(there), tuple(there.values()), unused, tuple(notes))
 
 
 def _cells(mix: Mix, labels: Indices, facts: Facts) -> Indices:

@@ -11,6 +11,7 @@ import pytest
 
 from shared.errors import SimulationError
 from simulations.build import Federation, build_federation
+from simulations.medmnist import write_medmnist
 from simulations.patients import Patients, concatenate
 from simulations.scenario import Scenario, merged, parse_scenario
 
@@ -194,6 +195,69 @@ def test_patients_at_no_site_are_told() -> None:
 def test_a_class_without_a_patient_is_refused() -> None:
     with pytest.raises(SimulationError, match="no patient anywhere has the class 'opacity'"):
         built(PHANTOMS, data={"prevalence": 0.001})
+
+
+def clinics(folder: Path, cells: list[str], **changes: Any) -> Federation:
+    """Return what is built of a table with a patient for each of these names of a clinic."""
+    rows = [f"{row % 7},{('yes', 'no')[row // 2 % 2]},{cell}" for row, cell in enumerate(cells)]
+    (folder / "some.csv").write_text("\n".join(["x,ill,clinic", *rows]))
+    base = {
+        "name": "clinics",
+        "data": {
+            "source": "table",
+            "path": str(folder / "some.csv"),
+            "label": "ill",
+            "groups": ["clinic"],
+            "columns": [{"name": "x", "low": 0, "high": 7}],
+        },
+    }
+    return built(base, **changes)
+
+
+def test_who_may_be_of_the_hospital_that_is_left_out_is_nowhere(tmp_path: Path) -> None:
+    federation = clinics(
+        tmp_path,
+        ["north", "south", "west", ""] * 30,
+        sites={"number": 2},
+        partition=[{"kind": "leave-out", "group": "clinic", "cell": "north"}],
+    )
+    assert federation.dataset.group_names["clinic"] == ("north", "south", "west")
+    assert federation.test.groups["clinic"].tolist() == [0] * 30
+    at_sites = concatenate(
+        [each for site in federation.sites for each in (site.train, site.held_out)]
+    )
+    assert np.bincount(at_sites.groups["clinic"]).tolist() == [0, 30, 30]
+    assert "patients left out, as their clinic is not known: 30" in federation.notes
+
+
+def some_images(folder: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (28, 28, 28), dtype=np.uint8)
+    labels = (np.arange(28) % 2).astype(np.uint8)[:, None]
+    cuts = {"train": slice(20), "val": slice(20, 24), "test": slice(24, 28)}
+    arrays = {f"{part}_images": images[cut] for part, cut in cuts.items()}
+    np.savez(folder / "some.npz", **arrays, **{f"{p}_labels": labels[c] for p, c in cuts.items()})
+    return folder / "some.npz"
+
+
+def test_a_hospital_without_patients_cannot_be_the_test_set(tmp_path: Path) -> None:
+    images = write_medmnist(tmp_path, some_images(tmp_path), sites=1)[0]
+    lines = images.labels.read_text().splitlines()
+    rows = [f"{line},north" for line in lines[1:]] + ["gone.dcm,nobody,class-0,south"]
+    images.labels.write_text("\n".join([f"{lines[0]},hospital", *rows]))
+    base = {
+        "name": "left",
+        "sites": {"number": 2},
+        "data": {
+            "source": "dicom",
+            "path": str(images.images),
+            "labels": str(images.labels),
+            "groups": ["hospital"],
+            "size": 28,
+        },
+        "partition": [{"kind": "leave-out", "cell": "south"}],
+    }
+    with pytest.raises(SimulationError, match="no patient is of hospital south"):
+        built(base)
 
 
 def test_a_site_that_loses_everyone_is_refused() -> None:
