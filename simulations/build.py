@@ -103,6 +103,12 @@ def build_federation(scenario: Scenario, seed: int) -> Federation:
         degraded, removed = _degraded(scenario, found, facts, (index, len(dealt.names)), seed)
         missing += [*_as_found(name, found, facts), *_named(name, found, removed, facts)]
         sites.append(_split(name, degraded, held_out, _rng(seed, SPLITTING, index)))
+    require_classes(
+        np.concatenate([site.train.labels for site in sites]),
+        facts,
+        "training patient of any site",
+        "Change what partition and degrade take away, or leave it out of the task",
+    )
     unused = [f"{dealt.unused} patients are at no site"] if dealt.unused else []
     notes = (*facts.notes, *unused, *dealt.notes)
     return Federation(tuple(sites), dataset.test, facts, tuple(missing), notes)

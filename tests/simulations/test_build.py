@@ -49,6 +49,9 @@ def same(one: Patients, other: Patients) -> bool:
     )
 
 
+FINDINGS: dict[str, Any] = {**PHANTOMS, "data": {**PHANTOMS["data"], "findings": True}}
+
+
 EVERYTHING: dict[str, Any] = {
     "partition": [{"kind": "dirichlet", "alpha": 0.5}, {"kind": "power-law", "ratio": 3}],
     "shifts": [{"kind": "noise", "sites": [1]}, {"kind": "bias-field", "sites": 0.5}],
@@ -195,6 +198,25 @@ def test_patients_at_no_site_are_told() -> None:
 def test_a_class_without_a_patient_is_refused() -> None:
     with pytest.raises(SimulationError, match="no patient anywhere has the class 'opacity'"):
         built(PHANTOMS, data={"prevalence": 0.001})
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        (PHANTOMS, {"degrade": [{"kind": "absent-class", "name": "opacity"}]}),
+        (PHANTOMS, {"partition": [{"kind": "prevalence", "prevalence": [0.0]}]}),
+        (FINDINGS, {"degrade": [{"kind": "missing-labels", "only": "present"}]}),
+    ],
+)
+def test_a_class_that_no_site_can_train_on_is_refused(
+    base: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    words = "no training patient of any site has the (class|finding) 'opacity'"
+    with pytest.raises(SimulationError, match=words) as caught:
+        built(base, **changes)
+    assert "\n" not in str(caught.value)
+    there = {"degrade": [{"kind": "absent-class", "name": "opacity", "sites": [1, 2]}]}
+    assert built(PHANTOMS, **there).sites[2].train.labels.max() == 1
 
 
 def clinics(folder: Path, cells: list[str], **changes: Any) -> Federation:
