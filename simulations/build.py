@@ -10,7 +10,7 @@ import numpy as np
 from shared.errors import SimulationError
 from simulations.checks import check_parts
 from simulations.datasets import Dataset, Facts, Patients, load_dataset
-from simulations.degrade import Removed
+from simulations.degrade import AbsentColumn, MissingValues, Removed
 from simulations.partition import LeaveOut, deal
 from simulations.parts import choose_sites
 from simulations.patients import concatenate, require_classes, split_stratified, strata
@@ -110,7 +110,7 @@ def build_federation(scenario: Scenario, seed: int) -> Federation:
         "Change what partition and degrade take away, or leave it out of the task",
     )
     unused = [f"{dealt.unused} patients are at no site"] if dealt.unused else []
-    notes = (*facts.notes, *unused, *dealt.notes)
+    notes = (*facts.notes, *unused, *dealt.notes, *_unseen(scenario, facts))
     return Federation(tuple(sites), dataset.test, facts, tuple(missing), notes)
 
 
@@ -141,6 +141,16 @@ def _without_left_out(scenario: Scenario, dataset: Dataset) -> Dataset:
             facts = replace(dataset.facts, notes=(*dataset.facts.notes, *notes))
             return Dataset(facts, everyone.take(seen), everyone.take(out))
     return dataset
+
+
+def _unseen(scenario: Scenario, facts: Facts) -> list[str]:
+    """Tell of gaps that change no figure: in groups of patients, which no model sees."""
+    known = {column.name for column in facts.columns}
+    gaps = [part for part in scenario.degrade if isinstance(part, MissingValues)]
+    lost = [name for part in gaps for name in part.columns]
+    lost += [part.name for part in scenario.degrade if isinstance(part, AbsentColumn)]
+    unseen = sorted({*lost} - known - {part.by for part in gaps})
+    return [f"no model sees {name}, so what is missing of it changes no figure" for name in unseen]
 
 
 def _degraded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from shared.errors import SimulationError
 from simulations.build import Federation, build_federation
 from simulations.medmnist import write_medmnist
 from simulations.patients import Patients, concatenate
-from simulations.scenario import Scenario, merged, parse_scenario
+from simulations.scenario import Scenario, load_scenario, merged, parse_scenario
 
 PHANTOMS: dict[str, Any] = {
     "name": "some",
@@ -280,6 +281,34 @@ def test_a_hospital_without_patients_cannot_be_the_test_set(tmp_path: Path) -> N
     }
     with pytest.raises(SimulationError, match="no patient is of hospital south"):
         built(base)
+
+
+def test_a_gap_in_what_no_model_sees_is_called_one_that_changes_nothing() -> None:
+    def notes(base: dict[str, Any], **gap: Any) -> list[str]:
+        found = built(base, degrade=[{"kind": "missing-values", "part": 0.5, **gap}])
+        return [note for note in found.notes if "no model sees" in note]
+
+    said = "no model sees age, so what is missing of it changes no figure"
+    assert notes(PHANTOMS, columns=["age"]) == [said]
+    assert notes(TABLE, columns=["age"]) == []
+    assert notes(TABLE) == []
+
+
+def test_all_that_goes_wrong_in_real_life_goes_wrong() -> None:
+    scenario = load_scenario("real-life")
+    federation = build_federation(scenario, 0)
+    sizes = [len(site.train) + len(site.held_out) for site in federation.sites]
+    assert sizes[0] > 8 * sum(sizes[1:])
+    ill = [bool(site.train.labels.any()) for site in federation.sites]
+    assert ill == [True] * 4 + [False] * 2
+    lost: Counter[str] = Counter()
+    for each in federation.missing:
+        lost[each.what] += each.count
+    assert lost["label"] / scenario.data.patients == pytest.approx(0.2, abs=0.03)
+    (age,) = (n for n, c in enumerate(federation.dataset.columns) if c.name == "age")
+    ages = np.concatenate([site.train.images[:, age] for site in federation.sites])
+    assert np.isnan(ages).mean() == pytest.approx(0.5, abs=0.03)
+    assert not any("changes no figure" in note for note in federation.notes)
 
 
 def test_a_site_that_loses_everyone_is_refused() -> None:
