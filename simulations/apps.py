@@ -12,10 +12,7 @@ from flwr.clientapp import ClientApp
 from client.app import make_app
 from client.hospital import Hospital
 from shared.protocol import Request
-from simulations.hospital import open_cast
-
-SITES_LOG = "sites.log"
-"""File in a simulation's folder with what hospitals would write to their own logs."""
+from simulations.hospital import SITES_LOG, open_cast
 
 
 def load_app() -> ClientApp:

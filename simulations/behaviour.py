@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from server.clock import Clock
 from shared.errors import SimulationError
-from shared.protocol import Request
+from shared.protocol import Reply, Request
 from shared.study import Study
 from shared.transport import Received, Transport, Weights
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow
@@ -147,6 +147,8 @@ class ActingTransport:
         course: What sites do.
         nodes: Site of each node.
         rounds: Of training.
+        check: Told every reply as soon as it is there, and the site it is of; what it raises
+            ends the run.
     """
 
     def __init__(
@@ -156,9 +158,10 @@ class ActingTransport:
         course: Course,
         nodes: dict[int, int],
         rounds: int,
+        check: Callable[[int, Reply], None] = lambda *_: None,
     ) -> None:
         self._transport, self._machine = transport, machine
-        self._course, self._nodes, self._rounds = course, nodes, rounds
+        self._course, self._nodes, self._rounds, self._check = course, nodes, rounds, check
         self._round: int | None = None
         self._time = 0.0
         self._sent: dict[str, tuple[int, float]] = {}
@@ -190,8 +193,11 @@ class ActingTransport:
         """Yield the answers that are due."""
         for received in self._transport.receive([i for i in ids if i not in self._held]):
             number, due = self._sent[received.message]
+            site = self._nodes[received.node]
+            if received.reply:
+                self._check(site, received.reply)
             if received.update:
-                sent = self._course.distort(self._nodes[received.node], number, received.update)
+                sent = self._course.distort(site, number, received.update)
                 received = replace(received, update=sent)
             if due <= self._time:
                 yield received

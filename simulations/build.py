@@ -10,7 +10,7 @@ import numpy as np
 from shared.errors import SimulationError
 from simulations.checks import check_parts
 from simulations.datasets import Dataset, Facts, Patients, load_dataset
-from simulations.degrade import Removed
+from simulations.degrade import AbsentColumn, MissingValues, Removed
 from simulations.partition import LeaveOut, deal
 from simulations.parts import choose_sites
 from simulations.patients import concatenate, require_classes, split_stratified, strata
@@ -87,8 +87,8 @@ def build_federation(scenario: Scenario, seed: int) -> Federation:
         seed: Of data that is made up, partition, shifts, gaps and split.
 
     Raises:
-        SimulationError: The data cannot be read, a class has no patient anywhere, or a site
-            would be left with fewer than two.
+        SimulationError: The data cannot be read, nobody is left to test on, a class has no
+            patient to train on, or a site would be left with fewer than two.
     """
     return build_from(load_dataset(scenario.data, seed), scenario, seed)
 
@@ -111,8 +111,15 @@ def build_from(everyone: Dataset, scenario: Scenario, seed: int) -> Federation:
         degraded, removed = _degraded(scenario, found, facts, (index, len(dealt.names)), seed)
         missing += [*_as_found(name, found, facts), *_named(name, found, removed, facts)]
         sites.append(_split(name, degraded, held_out, _rng(seed, SPLITTING, index)))
+    require_classes(
+        np.concatenate([site.train.labels for site in sites]),
+        facts,
+        "training patient of any site",
+        "Change what partition and degrade take away, or leave it out of the task",
+    )
     unused = [f"{dealt.unused} patients are at no site"] if dealt.unused else []
-    return Federation(tuple(sites), dataset.test, facts, tuple(missing), (*facts.notes, *unused))
+    notes = (*facts.notes, *unused, *dealt.notes, *_unseen(scenario, facts))
+    return Federation(tuple(sites), dataset.test, facts, tuple(missing), notes)
 
 
 def _rng(seed: int, *stage: int) -> np.random.Generator:
@@ -120,18 +127,38 @@ def _rng(seed: int, *stage: int) -> np.random.Generator:
 
 
 def _without_left_out(scenario: Scenario, dataset: Dataset) -> Dataset:
-    """Make the common test set of the cell that is left out, if one is."""
+    """Make the common test set of the cell that is left out, if one is.
+
+    Patients whose cell nobody knows are nowhere then: they may be of the one that is left out.
+    """
     for part in scenario.partition:
         if isinstance(part, LeaveOut):
             everyone = concatenate([dataset.train, dataset.test])
+            cells = everyone.groups[part.group]
             cell = dataset.facts.group_names[part.group].index(part.cell)
-            out = everyone.groups[part.group] == cell
-            note = f"the test set is {part.group} {part.cell}, which no site has seen"
-            facts = replace(dataset.facts, notes=(*dataset.facts.notes, note))
-            return Dataset(
-                facts, everyone.take(np.flatnonzero(~out)), everyone.take(np.flatnonzero(out))
-            )
+            seen, out = (np.flatnonzero(k) for k in ((cells >= 0) & (cells != cell), cells == cell))
+            if not len(out):
+                raise SimulationError(
+                    f"no patient is of {part.group} {part.cell}, so nobody is left to test on",
+                    "partition.leave-out",
+                    "Check that the column names the same patients as the data",
+                )
+            notes = [f"the test set is {part.group} {part.cell}, which no site has seen"]
+            if unknown := len(everyone) - len(seen) - len(out):
+                notes.append(f"patients left out, as their {part.group} is not known: {unknown}")
+            facts = replace(dataset.facts, notes=(*dataset.facts.notes, *notes))
+            return Dataset(facts, everyone.take(seen), everyone.take(out))
     return dataset
+
+
+def _unseen(scenario: Scenario, facts: Facts) -> list[str]:
+    """Tell of gaps that change no figure: in groups of patients, which no model sees."""
+    known = {column.name for column in facts.columns}
+    gaps = [part for part in scenario.degrade if isinstance(part, MissingValues)]
+    lost = [name for part in gaps for name in part.columns]
+    lost += [part.name for part in scenario.degrade if isinstance(part, AbsentColumn)]
+    unseen = sorted({*lost} - known - {part.by for part in gaps})
+    return [f"no model sees {name}, so what is missing of it changes no figure" for name in unseen]
 
 
 def _degraded(

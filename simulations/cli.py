@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from client.cli import app as site_app
 from server.cli import app as server_app
@@ -72,7 +73,9 @@ def main() -> None:
     try:
         app()
     except ConsiliumError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]Error:[/red] {error}")
+        # A text and not markup: errors quote what people typed, and it may have brackets.
+        said = Text.assemble(("Error:", "red"), f" {error}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(said)
         sys.exit(1)
 
 

@@ -81,7 +81,9 @@ class DicomData(Plan):
         table = find_data(self.labels)
         rows = read_csv(Path(table))
         said = [self.names.findings.get(name, name) for name in self.classes]
-        needed = [self.names.file, *(said if self.findings else [self.names.label]), *self.groups]
+        needed = [self.names.file, *(said if self.findings else [self.names.label])]
+        if self.groups:  # a patient is found in the table by this column alone
+            needed += [self.names.patient, *self.groups]
         header = rows[0] if rows else {}
         if lacking := [name for name in needed if name not in header]:
             raise SimulationError(

@@ -20,11 +20,12 @@ from server.exchange import Patience
 from server.files import write_atomically
 from shared.errors import SimulationError
 from shared.models import initial_weights
+from shared.protocol import Reply
 from shared.study import Study
 from shared.transport import Weights
 from simulations.behaviour import ActingTransport, Course, check_behaviour
 from simulations.behaviour_plan import Behaviour
-from simulations.hospital import SCENE, Cast, Scene, SimulatedSite
+from simulations.hospital import SCENE, SITES_LOG, Cast, Scene, SimulatedSite, site_id
 from simulations.limits import free_bytes, free_cores
 from simulations.stage import write_stage
 
@@ -103,12 +104,12 @@ def simulate(
         behaviour: What sites do over the rounds.
         resources: What may be used.
         on_round: Told how many rounds of training are done.
-        inspect: Given the hospitals by name at the end, for what never leaves them; those that
+        inspect: Given the hospitals by id at the end, for what never leaves them; those that
             were never asked are not among them. Their folders are removed afterwards.
 
     Raises:
-        SimulationError: The behaviour lets a round fail, Ray is missing, or the folder is of
-            something else.
+        SimulationError: The behaviour lets a round fail, Ray is missing, the folder is of
+            something else, or the program of a hospital failed.
         CoordinatorError: A round failed.
     """
     check_behaviour(behaviour, len(federation.sites), study, seed)
@@ -159,14 +160,16 @@ def _run(
     by_size = sorted(
         range(len(scene.sites)), key=lambda number: -scene.sites[number].sides.train.images
     )
-    names = {str(number + 1): scene.sites[number].name for number in by_size}
+    names = {str(number + 1): site_id(number) for number in by_size}
     write_atomically(run_dir / "study.json", scene.study.canonical().encode())
     write_atomically(run_dir / "sites.json", json.dumps(names, indent=1).encode())
 
     config = {"folder": str(folder), "stamp": secrets.token_hex(8)}
     grid = SimulationGrid(executor, len(scene.sites), config)
     nodes = {node: node - 1 for node in grid.get_node_ids()}
-    transport = ActingTransport(GridTransport(grid), grid, course, nodes, plan.rounds)
+    transport = ActingTransport(
+        GridTransport(grid), grid, course, nodes, plan.rounds, partial(_check_sound, scene)
+    )
 
     def begin(number: int) -> None:
         transport.begin(number)
@@ -185,6 +188,23 @@ def _run(
         )
 
     run_server(make_app(open_desk), grid)
+
+
+def _check_sound(scene: Scene, site: int, reply: Reply) -> None:
+    """Refuse to go on with a hospital whose program fails.
+
+    At a real one that is the hospital's trouble, and the others go on without it. Here it is the
+    simulation's own, and would be taken for what the federation is like.
+
+    Raises:
+        SimulationError: It did.
+    """
+    if reply.refusal is not None and reply.refusal.code == "internal-error":
+        raise SimulationError(
+            f"the program of {scene.sites[site].name} failed in round {reply.round}",
+            str(scene.data / SITES_LOG),
+            "The log says why; if the data are as they should be, report it as a bug",
+        )
 
 
 def _initial(seed: int, study: Study) -> Weights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,10 +18,11 @@ from client.hospital import Hospital
 from client.personal import personal_weights
 from client.training import pick_device
 from server.files import write_atomically
-from shared.errors import ConsiliumError, SimulationError, SiteError
+from shared.errors import CoordinatorError, SimulationError, SiteError
 from shared.protocol import Statistics
 from shared.study import Study
 from simulations.build import Federation, SiteData
+from simulations.hospital import site_id
 from simulations.measure import Judge, Model
 from simulations.memory import MemoryWatch
 from simulations.patients import concatenate
@@ -62,7 +63,7 @@ class Simulate(Protocol):
             seed: Of training and noise.
             behaviour: What the sites do over the rounds.
             on_round: Told how many rounds are done.
-            inspect: Given the hospitals by name at the end.
+            inspect: Given the hospitals by id at the end.
         """
 
 
@@ -164,10 +165,11 @@ class _Run:
             on_round=partial(self._done, 0, 1),
             inspect=partial(_keep_personal, self.study, self.folder / PERSONAL),
         )
-        trace = read_trace(run_dir, self.study, self.cell.id)
+        trace = self._read(run_dir, sites)
         measurements = self._one_model(run_dir, trace)
         if _stays_at_sites(self.study):
-            models = {site.name: self._personal(site, trace.model.statistics) for site in sites}
+            statistics = trace.model.statistics
+            models = {s.name: self._personal(n, statistics) for n, s in enumerate(sites)}
             measurements += self.judge.site_models(models, "personal")
         return _Found(
             measurements,
@@ -186,7 +188,7 @@ class _Run:
             concatenate([site.train for site in self.federation.sites]),
             concatenate([site.held_out for site in self.federation.sites]),
         )
-        trace = self._by_itself(everybody, 0, 1)
+        trace = self._by_itself(everybody, POOLED, 0, 1)
         measurements = self._one_model(self.folder / POOLED, trace)
         return _Found(measurements, list(trace.parts), trace.spent, trace.rounds, (everybody,))
 
@@ -198,10 +200,11 @@ class _Run:
         rounds, reasons = 0, list[str]()
         for number, site in enumerate(sites):
             try:
-                trace = self._by_itself(site, number, len(sites))
-            except ConsiliumError as error:
+                trace = self._by_itself(site, site_id(number), number, len(sites))
+            except CoordinatorError as error:  # of a round: it has too few patients, for example
                 models[site.name] = None
-                reasons.append(f"{site.name} could not train by itself: {error}")
+                why = error.where.removeprefix(f"{site_id(0)}: ")  # so is the only site called
+                reasons.append(f"{site.name} could not train by itself: {error.what} ({why})")
                 self.tell((number + 1) / len(sites))
                 continue
             models[site.name], rounds = trace.model, max(rounds, trace.rounds)
@@ -212,12 +215,22 @@ class _Run:
         measurements = self.judge.site_models(models, "local")
         return _Found(measurements, parts, spent, rounds, sites, notes=tuple(reasons))
 
-    def _by_itself(self, site: SiteData, number: int, of: int) -> Trace:
+    def _by_itself(self, site: SiteData, folder: str, number: int, of: int) -> Trace:
         """Run the federation of one site, the `number`th of so many."""
         single = replace(self.federation, sites=(site,))
-        run_dir, done = self.folder / site.name, partial(self._done, number, of)
+        run_dir, done = self.folder / folder, partial(self._done, number, of)
         self.simulate(single, self.study, run_dir, seed=self.cell.seed, on_round=done)
-        return read_trace(run_dir, self.study, self.cell.id)
+        return self._read(run_dir, single.sites)
+
+    def _read(self, run_dir: Path, sites: Sequence[SiteData]) -> Trace:
+        """Read the run of these sites, which knows their ids, and tell of them by their names."""
+        trace = read_trace(run_dir, self.study, self.cell.id)
+        names = {site_id(number): site.name for number, site in enumerate(sites)}
+        return replace(
+            trace,
+            parts=tuple(replace(part, site=names[part.site]) for part in trace.parts),
+            spent={names[own_id]: spent for own_id, spent in trace.spent.items()},
+        )
 
     def _one_model(self, run_dir: Path, trace: Trace) -> list[Measurement]:
         """Score the released model, and those of the rounds on the way to it."""
@@ -229,8 +242,8 @@ class _Run:
         ]
         return self.judge.shared_model(trace.model) + curve
 
-    def _personal(self, site: SiteData, statistics: Statistics | None) -> Model | None:
-        path = self.folder / PERSONAL / f"{site.name}.safetensors"
+    def _personal(self, number: int, statistics: Statistics | None) -> Model | None:
+        path = self.folder / PERSONAL / f"{site_id(number)}.safetensors"
         return Model(load_file(path), statistics) if path.exists() else None
 
     def _done(self, number: int, of: int, rounds: int) -> None:
@@ -247,10 +260,10 @@ def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]
     if not _stays_at_sites(study):
         return
     folder.mkdir(exist_ok=True)
-    for name, hospital in hospitals.items():
+    for own_id, hospital in hospitals.items():
         with suppress(SiteError):  # a site that was away has none
             weights = personal_weights(hospital, study)
-            write_atomically(folder / f"{name}.safetensors", save(weights))
+            write_atomically(folder / f"{own_id}.safetensors", save(weights))
 
 
 def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> SiteRow:

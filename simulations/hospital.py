@@ -22,9 +22,22 @@ from simulations.stage import Sides, Stage
 SCENE = "scene.json"
 """File that says what a simulation's folder holds; written when all the rest is there."""
 
+SITES_LOG = "sites.log"
+"""File in a simulation's folder with what hospitals would write to their own logs."""
+
+
+def site_id(number: int) -> str:
+    """Return what a run calls its `number`th hospital, from 0.
+
+    Real names may be anything ("St Mary's", "80+"); settings, folders and files have ids, and
+    the names are in the results. As the sites of a partition are called like their ids, most
+    runs show no difference.
+    """
+    return f"site-{number + 1}"
+
 
 class SimulatedSite(BaseModel):
-    """One simulated hospital: its name and where its patients are."""
+    """One simulated hospital: its name, which its randomness follows from, and its patients."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,13 +102,13 @@ class Cast:
         return self._open(number, home)
 
     def at_the_end(self) -> dict[str, Hospital]:
-        """Return the hospitals that were asked anything, by name, as they are now."""
+        """Return the hospitals that were asked anything, by id, as they are now."""
         folders = {
             number: _rounds(self._scene.homes / f"{number:05d}")
             for number in range(len(self._scene.sites))
         }
         return {
-            self._scene.sites[number].name: self._open(number, homes[-1])
+            site_id(number): self._open(number, homes[-1])
             for number, homes in folders.items()
             if homes
         }
@@ -109,7 +122,7 @@ class Cast:
     def _open(self, number: int, home: Path) -> Hospital:
         scene, name = self._scene, self._scene.sites[number].name
         return Hospital(
-            Site(home, _settings(scene, name)),
+            Site(home, _settings(scene, number)),
             Vault.open(home / "vault.key"),
             load_cohort=lambda site, study: self._cohort(number),
             # The run's id is random, and must not decide what is drawn.
@@ -148,12 +161,12 @@ def open_cast(folder: Path, stamp: str) -> Cast:
     return Cast(Scene.model_validate_json((folder / SCENE).read_bytes()))
 
 
-def _settings(scene: Scene, name: str) -> SiteConfig:
+def _settings(scene: Scene, number: int) -> SiteConfig:
     """Return settings that allow whatever the study asks for, on one thread."""
     private = scene.study.privacy.enabled
     return SiteConfig.model_validate(
         {
-            "name": name,
+            "name": site_id(number),
             "server": {"address": "localhost:1", "signing_key": scene.server_key},
             "data": {"images": "images", "labels": "labels.csv"},
             "policy": {

@@ -206,6 +206,9 @@ class LeaveOut(Plan):
     cell: str
 
 
+MOST_OFF = 0.02
+"""A site's share of the patients may be off by so much before a note tells."""
+
 Size = EqualSizes | Shares | PowerLaw
 Mix = Dirichlet | ClassesPerSite | Prevalence
 Partition = Annotated[Size | Mix | ManyImages | ByGroup | LeaveOut, Field(discriminator="kind")]
@@ -219,11 +222,13 @@ class Dealt:
         names: Of the sites.
         patients: Of each site the indices of its patients, in random order; nobody is twice.
         unused: Patients at no site.
+        notes: What came out otherwise than one would think, a clause each.
     """
 
     names: tuple[str, ...]
     patients: tuple[Indices, ...]
     unused: int
+    notes: tuple[str, ...] = ()
 
 
 def deal(
@@ -245,7 +250,7 @@ def deal(
         rng: Source of all chance.
 
     Raises:
-        SimulationError: There are too few patients, or a site would have none.
+        SimulationError: There are too few patients, or a site would have fewer than two.
     """
     if group := next((part for part in parts if isinstance(part, ByGroup)), None):
         return _by_group(group, patients, facts, rng)
@@ -263,7 +268,7 @@ def deal(
     cells = np.zeros(len(patients), dtype=np.int64)
     counts = sizes[:, None]
     if mix:
-        cells = strata(patients.labels)
+        cells = _cells(mix, patients.labels, facts)
         counts = _counts(mix, cells, facts, sizes if size else None, sites, rng)
     if counts.sum(axis=1).min() < 2:
         raise SimulationError(
@@ -274,7 +279,20 @@ def deal(
     first = choose_sites(many.sites, sites, rng) if many else np.arange(0)
     dealt = _draw(cells, counts, patients.image_counts, first, rng)
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
-    return Dealt(names, dealt, len(patients) - int(counts.sum()))
+    notes = _missed(size, shares, counts.sum(axis=1)) if size else ()
+    return Dealt(names, dealt, len(patients) - int(counts.sum()), notes)
+
+
+def _missed(size: Size, shares: Floats, dealt: Indices) -> tuple[str, ...]:
+    """Tell of the site whose size the mix of classes bent most, if any is far off."""
+    got = dealt / dealt.sum()
+    worst = int(np.abs(got - shares).argmax())
+    if abs(got[worst] - shares[worst]) <= MOST_OFF:
+        return ()
+    return (
+        f"the classes of the sites do not allow the sizes of {size.kind}: site-{worst + 1} "
+        f"has {got[worst]:.0%} of the patients in place of {shares[worst]:.0%}",
+    )
 
 
 def _rounded_columns(exact: Floats, totals: Indices) -> Indices:
@@ -284,11 +302,40 @@ def _rounded_columns(exact: Floats, totals: Indices) -> Indices:
 
 
 def _by_group(part: ByGroup, patients: Patients, facts: Facts, rng: np.random.Generator) -> Dealt:
+    """Make every cell of a group a site that has two patients at least, and count those left."""
     cells, group = facts.group_names[part.group], patients.groups[part.group]
     members = {name: np.flatnonzero(group == place) for place, name in enumerate(cells)}
     there = {name: rng.permutation(index) for name, index in members.items() if len(index) > 1}
+    if not there:
+        raise SimulationError(
+            f"no {part.group} has two patients",
+            "partition.by-group",
+            "Check that the column names the same patients as the data",
+        )
+    single = [name for name, index in members.items() if len(index) == 1]
+    notes = [
+        f"{part.group} {name} has one patient and is no site; sites are numbered without it"
+        for name in single
+    ]
     unused = len(patients) - sum(map(len, there.values()))
-    return Dealt(tuple(there), tuple(there.values()), unused)
+    if unknown := unused - len(single):
+        notes.append(f"patients whose {part.group} is not known: {unknown}")
+    return Dealt(tuple(there), tuple(there.values()), unused, tuple(notes))
+
+
+def _cells(mix: Mix, labels: Indices, facts: Facts) -> Indices:
+    """Return int64 [patients]: of which class the mix counts each patient.
+
+    Where patients may have several findings, the prevalence of one is of all who have it, whatever
+    else they have: there are those without it, 0, and those with it, 1.
+    """
+    if isinstance(mix, Prevalence) and facts.findings:
+        return np.asarray(labels[:, _place(mix, facts)] == 1, dtype=np.int64)
+    return strata(labels)
+
+
+def _place(mix: Prevalence, facts: Facts) -> int:
+    return facts.classes.index(mix.name) if mix.name else len(facts.classes) - 1
 
 
 def _counts(
@@ -302,9 +349,7 @@ def _counts(
     """Return how many patients of each class each site gets, int64 [sites, classes]."""
     totals = np.bincount(cells).astype(np.int64)
     if isinstance(mix, Prevalence):
-        names = ("", *facts.classes) if facts.findings else facts.classes
-        place = names.index(mix.name) if mix.name else len(names) - 1
-        return mix.counts(totals, sizes, sites, place)
+        return mix.counts(totals, sizes, sites, 1 if facts.findings else _place(mix, facts))
     # Of findings a combination may not occur at all; such a class has no say.
     some = np.flatnonzero(totals)
     counts = np.zeros((sites, len(totals)), dtype=np.int64)

@@ -111,8 +111,19 @@ def without_pixels(count: int) -> npt.NDArray[np.float32]:
     return np.zeros((count, 1, 0, 0), dtype=np.float32)
 
 
-def require_classes(labels: Indices, facts: Facts) -> None:
+def require_classes(
+    labels: Indices,
+    facts: Facts,
+    who: str = "patient anywhere",
+    todo: str = "Leave it out of the task",
+) -> None:
     """Refuse patients among whom a class, or a finding, does not occur.
+
+    Args:
+        labels: Of the patients, as in `Patients`.
+        facts: The names of the classes.
+        who: What one of these patients is called.
+        todo: The remedy.
 
     Raises:
         SimulationError: Naming the class.
@@ -125,9 +136,7 @@ def require_classes(labels: Indices, facts: Facts) -> None:
     if not all(there):
         name = facts.classes[there.index(False)]
         kind = "finding" if facts.findings else "class"
-        raise SimulationError(
-            f"no patient anywhere has the {kind} {name!r}", facts.name, "Leave it out of the task"
-        )
+        raise SimulationError(f"no {who} has the {kind} {name!r}", facts.name, todo)
 
 
 def strata(labels: Indices) -> Indices:

@@ -164,7 +164,7 @@ def _compute(
             failed = run_jobs(jobs, place, partial(simulate, resources=resources), device, bar)
     except KeyboardInterrupt:
         said = f"Stopped. The same command goes on with what is in {place}."
-        console.print(said, soft_wrap=True)
+        console.print(said, soft_wrap=True, markup=False)
         return 130
     _conclude(place, jobs, console)
     for cell in failed:
@@ -217,6 +217,6 @@ def _conclude(folder: Path, jobs: Sequence[Job], console: Console) -> None:
             console.print(table)
         any_finished = bool(results.cells(state="finished"))
     console.print(LEGEND)
-    console.print(f"Results: {folder / FILE}", soft_wrap=True)
+    console.print(f"Results: {folder / FILE}", soft_wrap=True, markup=False)
     if any_finished:
-        console.print(f"Report:  {write_report(folder)}", soft_wrap=True)
+        console.print(f"Report:  {write_report(folder)}", soft_wrap=True, markup=False)

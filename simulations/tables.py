@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,10 +47,7 @@ class TableData(Plan):
 
     def facts(self) -> Facts:
         """Return what the header, the labels and the groups say."""
-        rows = self._rows()
-        facts = self._facts(rows)
-        require_classes(self._labels(rows, facts), facts)
-        return facts
+        return self._read()[1]
 
     def load(self, seed: int) -> Dataset:
         """Read the table and set patients aside for the test, evenly by class and first group.
@@ -57,7 +55,7 @@ class TableData(Plan):
         Raises:
             SimulationError: The file or a column is missing.
         """
-        rows, facts = self._rows(), self.facts()
+        rows, facts = self._read()
         patients = Patients(
             scaled_rows(rows, self.columns, self.missing, self.zero_missing),
             np.arange(len(rows), dtype=np.int64),
@@ -69,6 +67,16 @@ class TableData(Plan):
         )
         return with_test(patients, facts, self.test_part, self.groups[:1], seed)
 
+    def _read(self) -> tuple[list[Row], Facts]:
+        """Return the rows that have a label, and what is known of them."""
+        everyone = self._rows()
+        rows = [row for row in everyone if row[self.label] not in self.missing]
+        facts = self._facts(rows)
+        require_classes(self._labels(rows, facts), facts)
+        if lost := len(everyone) - len(rows):
+            facts = replace(facts, notes=(f"rows left out, as they have no label: {lost}",))
+        return rows, facts
+
     def _rows(self) -> list[Row]:
         path = find_data(self.path)
         rows = read_csv(Path(path))
@@ -78,7 +86,7 @@ class TableData(Plan):
             raise SimulationError(
                 f"the table has no column {lacking[0]!r}", path, "Its first line holds the names"
             )
-        return [row for row in rows if row[self.label] not in self.missing]
+        return rows
 
     def _labels(self, rows: Sequence[Row], facts: Facts) -> Indices:
         labels = [self.values.get(row[self.label], row[self.label]) for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 from shared.errors import SimulationError
 from simulations.build import Federation, build_federation
+from simulations.medmnist import write_medmnist
 from simulations.patients import Patients, concatenate
-from simulations.scenario import Scenario, merged, parse_scenario
+from simulations.scenario import Scenario, load_scenario, merged, parse_scenario
 
 PHANTOMS: dict[str, Any] = {
     "name": "some",
@@ -46,6 +48,9 @@ def same(one: Patients, other: Patients) -> bool:
         and np.array_equal(one.labels, other.labels)
         and all(np.array_equal(cells, other.groups[name]) for name, cells in one.groups.items())
     )
+
+
+FINDINGS: dict[str, Any] = {**PHANTOMS, "data": {**PHANTOMS["data"], "findings": True}}
 
 
 EVERYTHING: dict[str, Any] = {
@@ -194,6 +199,116 @@ def test_patients_at_no_site_are_told() -> None:
 def test_a_class_without_a_patient_is_refused() -> None:
     with pytest.raises(SimulationError, match="no patient anywhere has the class 'opacity'"):
         built(PHANTOMS, data={"prevalence": 0.001})
+
+
+@pytest.mark.parametrize(
+    ("base", "changes"),
+    [
+        (PHANTOMS, {"degrade": [{"kind": "absent-class", "name": "opacity"}]}),
+        (PHANTOMS, {"partition": [{"kind": "prevalence", "prevalence": [0.0]}]}),
+        (FINDINGS, {"degrade": [{"kind": "missing-labels", "only": "present"}]}),
+    ],
+)
+def test_a_class_that_no_site_can_train_on_is_refused(
+    base: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    words = "no training patient of any site has the (class|finding) 'opacity'"
+    with pytest.raises(SimulationError, match=words) as caught:
+        built(base, **changes)
+    assert "\n" not in str(caught.value)
+    there = {"degrade": [{"kind": "absent-class", "name": "opacity", "sites": [1, 2]}]}
+    assert built(PHANTOMS, **there).sites[2].train.labels.max() == 1
+
+
+def clinics(folder: Path, cells: list[str], **changes: Any) -> Federation:
+    """Return what is built of a table with a patient for each of these names of a clinic."""
+    rows = [f"{row % 7},{('yes', 'no')[row // 2 % 2]},{cell}" for row, cell in enumerate(cells)]
+    (folder / "some.csv").write_text("\n".join(["x,ill,clinic", *rows]))
+    base = {
+        "name": "clinics",
+        "data": {
+            "source": "table",
+            "path": str(folder / "some.csv"),
+            "label": "ill",
+            "groups": ["clinic"],
+            "columns": [{"name": "x", "low": 0, "high": 7}],
+        },
+    }
+    return built(base, **changes)
+
+
+def test_who_may_be_of_the_hospital_that_is_left_out_is_nowhere(tmp_path: Path) -> None:
+    federation = clinics(
+        tmp_path,
+        ["north", "south", "west", ""] * 30,
+        sites={"number": 2},
+        partition=[{"kind": "leave-out", "group": "clinic", "cell": "north"}],
+    )
+    assert federation.dataset.group_names["clinic"] == ("north", "south", "west")
+    assert federation.test.groups["clinic"].tolist() == [0] * 30
+    at_sites = concatenate(
+        [each for site in federation.sites for each in (site.train, site.held_out)]
+    )
+    assert np.bincount(at_sites.groups["clinic"]).tolist() == [0, 30, 30]
+    assert "patients left out, as their clinic is not known: 30" in federation.notes
+
+
+def some_images(folder: Path) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (28, 28, 28), dtype=np.uint8)
+    labels = (np.arange(28) % 2).astype(np.uint8)[:, None]
+    cuts = {"train": slice(20), "val": slice(20, 24), "test": slice(24, 28)}
+    arrays = {f"{part}_images": images[cut] for part, cut in cuts.items()}
+    np.savez(folder / "some.npz", **arrays, **{f"{p}_labels": labels[c] for p, c in cuts.items()})
+    return folder / "some.npz"
+
+
+def test_a_hospital_without_patients_cannot_be_the_test_set(tmp_path: Path) -> None:
+    images = write_medmnist(tmp_path, some_images(tmp_path), sites=1)[0]
+    lines = images.labels.read_text().splitlines()
+    rows = [f"{line},north" for line in lines[1:]] + ["gone.dcm,nobody,class-0,south"]
+    images.labels.write_text("\n".join([f"{lines[0]},hospital", *rows]))
+    base = {
+        "name": "left",
+        "sites": {"number": 2},
+        "data": {
+            "source": "dicom",
+            "path": str(images.images),
+            "labels": str(images.labels),
+            "groups": ["hospital"],
+            "size": 28,
+        },
+        "partition": [{"kind": "leave-out", "cell": "south"}],
+    }
+    with pytest.raises(SimulationError, match="no patient is of hospital south"):
+        built(base)
+
+
+def test_a_gap_in_what_no_model_sees_is_called_one_that_changes_nothing() -> None:
+    def notes(base: dict[str, Any], **gap: Any) -> list[str]:
+        found = built(base, degrade=[{"kind": "missing-values", "part": 0.5, **gap}])
+        return [note for note in found.notes if "no model sees" in note]
+
+    said = "no model sees age, so what is missing of it changes no figure"
+    assert notes(PHANTOMS, columns=["age"]) == [said]
+    assert notes(TABLE, columns=["age"]) == []
+    assert notes(TABLE) == []
+
+
+def test_all_that_goes_wrong_in_real_life_goes_wrong() -> None:
+    scenario = load_scenario("real-life")
+    federation = build_federation(scenario, 0)
+    sizes = [len(site.train) + len(site.held_out) for site in federation.sites]
+    assert sizes[0] > 8 * sum(sizes[1:])
+    ill = [bool(site.train.labels.any()) for site in federation.sites]
+    assert ill == [True] * 4 + [False] * 2
+    lost: Counter[str] = Counter()
+    for each in federation.missing:
+        lost[each.what] += each.count
+    assert lost["label"] / scenario.data.patients == pytest.approx(0.2, abs=0.03)
+    (age,) = (n for n, c in enumerate(federation.dataset.columns) if c.name == "age")
+    ages = np.concatenate([site.train.images[:, age] for site in federation.sites])
+    assert np.isnan(ages).mean() == pytest.approx(0.5, abs=0.03)
+    assert not any("changes no figure" in note for note in federation.notes)
 
 
 def test_a_site_that_loses_everyone_is_refused() -> None:

@@ -197,6 +197,16 @@ def test_ct_slices_of_real_patients(real_data: Path) -> None:
     assert 0 < len(found.test) < len(every)
 
 
+def test_groups_of_dicom_images_need_the_column_of_the_patient(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,hospital\na,no,north\nb,yes,south\n")
+    data = {"source": "dicom", "path": str(tmp_path), "labels": str(table)}
+    assert describe_dataset(DicomData.model_validate(data)).classes == ("no", "yes")
+    grouped = DicomData.model_validate({**data, "groups": ("hospital",)})
+    with pytest.raises(SimulationError, match="the table has no column 'patient'"):
+        describe_dataset(grouped)
+
+
 def test_heart_disease_is_as_incomplete_as_its_files(real_data: Path) -> None:
     folder = real_data / "heart_disease"
     found = load_dataset(HeartDiseaseData(source="heart-disease", path=str(folder)), 0)
@@ -286,6 +296,7 @@ def test_table_leaves_out_who_has_no_label_and_knows_groups(tmp_path: Path) -> N
     assert found.facts.group_names == {"where": ("north", "south")}
     assert (len(found.train), len(found.test)) == (4, 2)
     assert (every.labels == 0).sum() == 3
+    assert found.facts.notes == ("rows left out, as they have no label: 1",)
     assert np.isnan(every.images).sum(axis=0).tolist() == [1, 0, 2]
 
 

@@ -217,7 +217,9 @@ def test_a_site_alone_is_scored_by_its_own_model_and_one_that_cannot_train_is_co
         assert mean.value == pytest.approx((values[0] + values[1]) / 2)
         assert worst.value == pytest.approx(min(values[:2]))
         assert (mean.over, mean.of) == (2, 3)
-    assert any("site-3 could not train by itself" in note for note in each_alone.cell.notes)
+    (said,) = (note for note in each_alone.cell.notes if "could not train by itself" in note)
+    assert said.startswith("site-3 could not train by itself: round 1 failed")
+    assert said.endswith("(refused, policy-cohort)")
     assert (each_alone.cell.bytes_up, each_alone.cell.bytes_down) == (0, 0)
     assert {p.site for p in each_alone.parts} == {"site-1", "site-2"}
     assert len(each_alone.sites) == 3
@@ -302,6 +304,51 @@ def test_what_privacy_cost_is_that_of_the_worst_site_and_its_noise_is_called_see
     assert cell.epsilon == max(epsilon for epsilon in spent if epsilon is not None)
     assert (cell.private, cell.seeded_noise) == (True, True)
     assert all((row.noise_multiplier or 0) > 0 for row in personal.sites)
+
+
+NAMES = ("St Mary's", "H\u00f4pital Nord", "A/B")
+
+
+def called(federation: Federation) -> Federation:
+    """Return a federation whose sites have the names of real hospitals."""
+    pairs = zip(federation.sites, NAMES, strict=True)
+    return replace(federation, sites=tuple(replace(site, name=name) for site, name in pairs))
+
+
+@pytest.mark.parametrize("strategy", ["personal", "alone"])
+def test_sites_may_be_called_whatever_hospitals_are(strategy: str, tmp_path: Path) -> None:
+    private = with_study(privacy={"enabled": True, "epsilon": 8})
+    federation = called(build_federation(private, 0))
+    outcome = compute(private, strategy, tmp_path, federation=federation)
+    assert {part.state for part in outcome.parts} == {"update", "evaluated"}
+    assert {part.site for part in outcome.parts} == set(NAMES)
+    assert [row.site for row in outcome.sites] == list(NAMES)
+    assert all(0 < (row.epsilon or 0) <= 8 for row in outcome.sites)
+    kind = "personal" if strategy == "personal" else "local"
+    for name in NAMES:
+        assert only(outcome, model=kind, where="test", site=name).value is not None
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        *("run", "personal", "site-1", "site-2", "site-3"),
+    }
+    assert outcome.cell.notes == build_federation(private, 0).notes
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "alone"])
+def test_a_hospital_whose_program_fails_fails_the_cell(
+    scenario: Scenario, federation: Federation, strategy: str, tmp_path: Path
+) -> None:
+    named = called(federation)
+    broken = replace(
+        named.sites[1],
+        train=replace(named.sites[1].train, labels=federation.sites[1].train.labels + 7),
+    )
+    named = replace(named, sites=(named.sites[0], broken, named.sites[2]))
+    with pytest.raises(
+        SimulationError, match="the program of H\u00f4pital Nord failed in round 1"
+    ) as caught:
+        compute(scenario, strategy, tmp_path, federation=named)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" in Path(caught.value.where).read_text()
 
 
 def test_a_cell_is_another_one_when_anything_its_figures_depend_on_changes(

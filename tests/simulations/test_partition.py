@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -263,17 +265,60 @@ def test_groups_become_sites_of_the_same_name() -> None:
     for place, own in enumerate(found.patients):
         assert sorted(own) == np.flatnonzero(hospital == place).tolist()
     assert found.unused == 4
+    assert found.notes == ("patients whose hospital is not known: 4",)
 
 
-def test_findings_are_dealt_by_the_first_that_is_present() -> None:
+def by_hospital(cells: list[int]) -> Dealt:
+    everyone = patients_with(np.arange(len(cells)) % 2)
+    patients = replace(everyone, groups={"hospital": np.array(cells)})
+    facts = Facts("some", ("a", "b"), group_names={"hospital": ("alone", "north", "south")})
+    part = ByGroup(kind="by-group")
+    return deal((part,), patients, facts, 3, np.random.default_rng(0))
+
+
+def test_a_group_of_one_patient_is_no_site_and_sites_are_numbered_without_it() -> None:
+    found = by_hospital([1, 1, 0, 2, 2, 2, -1])
+    assert found.names == ("north", "south")
+    assert [sorted(own) for own in found.patients] == [[0, 1], [3, 4, 5]]
+    assert found.unused == 2
+    assert found.notes == (
+        "hospital alone has one patient and is no site; sites are numbered without it",
+        "patients whose hospital is not known: 1",
+    )
+
+
+def test_groups_nobody_is_known_to_be_of_are_refused() -> None:
+    with pytest.raises(SimulationError, match="no hospital has two patients"):
+        by_hospital([-1, -1, -1, 2])
+
+
+def test_sizes_that_the_classes_of_the_sites_do_not_allow_are_told() -> None:
+    asked = Shares(kind="shares", shares=(0.9, 0.04, 0.03, 0.03))
+    one_class = ClassesPerSite(kind="classes-per-site", classes=1)
+    found, counts = dealt((asked, one_class), even_labels(2, 500), 4, seed=1)
+    largest = counts[0].sum() / 1000
+    assert largest <= 0.5, "a site of one class cannot have more than this class has"
+    (note,) = found.notes
+    assert f"site-1 has {largest:.0%} of the patients in place of 90%" in note
+    assert "the sizes of shares" in note
+    every_class = ClassesPerSite(kind="classes-per-site", classes=2)
+    assert dealt((asked, every_class), even_labels(2, 500), 4)[0].notes == ()
+    assert dealt((POWER_LAW, DIRICHLET), even_labels(2, 400), 8)[0].notes == ()
+
+
+@pytest.mark.parametrize(("name", "place"), [("a", 0), ("b", 1), ("c", 2), ("", 2)])
+def test_a_finding_has_its_prevalence_whatever_else_patients_have(name: str, place: int) -> None:
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (900, 2))
-    patients = patients_with(labels)
-    facts = Facts("some", ("a", "b"), findings=True)
-    part = Prevalence(kind="prevalence", prevalence=(0.1, 0.6), name="a")
-    found = deal((part,), patients, facts, 2, rng)
+    labels = (rng.random((3000, 3)) < [0.3, 0.5, 0.2]).astype(np.int64)
+    facts = Facts("some", ("a", "b", "c"), findings=True)
+    part = Prevalence(kind="prevalence", prevalence=(0.1, 0.6), name=name)
+    found = deal((part,), patients_with(labels), facts, 2, rng)
     for own, stated in zip(found.patients, part.prevalence, strict=True):
-        assert labels[own, 0].mean() == pytest.approx(stated, abs=0.01)
+        assert labels[own, place].mean() == pytest.approx(stated, abs=0.005)
+    # Of those with the finding as many are dealt as there are: .35 of all places are theirs.
+    dealt_with = sum(labels[own, place].sum() for own in found.patients)
+    most = min(labels[:, place].sum() / 0.35, (labels[:, place] == 0).sum() / 0.65)
+    assert dealt_with == pytest.approx(0.35 * most, abs=2)
 
 
 @pytest.mark.parametrize(

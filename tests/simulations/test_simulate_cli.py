@@ -21,6 +21,7 @@ from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
 
 from shared.errors import ConsiliumError
+from simulations.cli import main
 from simulations.datasets import PhantomData
 from simulations.processes import descendants
 from simulations.results import Results
@@ -99,11 +100,12 @@ def test_a_scenario_ends_in_a_table_and_a_report_and_is_not_computed_twice(here:
 
 
 def test_a_sweep_has_a_table_for_each_scenario(here: Path) -> None:
-    result = call("sweep", "sizes.toml", "--rounds", 1, "--out", here / "out")
+    result = call("sweep", "sizes.toml", "--rounds", 1, "--out", here / "[/out]")
     assert result.exit_code == 0, result.output
+    assert f"Results: {here / '[/out]' / 'results.sqlite'}" in result.output
     assert "sizes-tiny-few: AUC" in result.output
     assert "sizes-tiny-some: AUC" in result.output
-    with Results(here / "out") as results:
+    with Results(here / "[/out]") as results:
         assert [c.labels["patients"] for c in results.cells()] == ["few", "some"]
 
 
@@ -256,6 +258,42 @@ def test_other_data_need_not_the_scenario_s_own(here: Path) -> None:
     for command in (["run", "own.toml"], ["sweep", "all.toml"]):
         assert "there is no data 'other.npz'" in refused(*command, "--data", "other.npz")
     assert load_scenario("own.toml", data="phantoms").data == PhantomData()
+
+
+def said_by_main(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Return what the `consilium` command prints as it fails."""
+    monkeypatch.setattr(sys, "argv", ["consilium", "simulate", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (1, "")
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        ("tiny.toml", "Run `pip install 'consilium-fl[simulation]'`"),
+        ("wrong.toml", "should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
+        ("[/x]", "there is no scenario '[/x]'"),
+        (":smile:", "there is no scenario ':smile:'"),
+    ],
+)
+def test_the_command_prints_errors_as_they_are(
+    here: Path,
+    scenario: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (here / "wrong.toml").write_text(TINY.replace('"tiny"', '"My Study"'))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = said_by_main(["run", scenario], monkeypatch, capsys)
+    assert said.startswith("Error: ")
+    assert words in said
+    assert said.count("\n") == 1
 
 
 def test_tables_say_that_noise_is_seeded_and_over_how_many_sites_a_figure_is(
