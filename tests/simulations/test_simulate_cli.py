@@ -178,13 +178,13 @@ def end_in_a_round(here: Path, number: int) -> tuple[int, str]:
         cwd=here,
         start_new_session=True,
     ) as process:
+        assert process.stdout is not None
         while before >= {path.name for path in here.glob(finished)}:
-            assert process.poll() is None
+            assert process.poll() is None, process.stdout.read()
             time.sleep(0.05)
         started = {child: os.pidfd_open(child) for child in descendants(process.pid)}
         assert len(started) > 4
         os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
-        assert process.stdout is not None
         said = process.stdout.read()
     assert not list(Path(tempfile.gettempdir()).glob(f"consilium-ray-{process.pid}-*"))
     deadline = time.monotonic() + 20
