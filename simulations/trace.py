@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.numpy import load_file
 
@@ -15,6 +16,9 @@ from shared.study import Study
 from shared.transport import Weights
 from simulations.measure import Model
 from simulations.records import Part
+
+Message = Literal["describe", "train", "evaluate", "update"]
+"""A request by its task, or an update that came in."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,12 @@ def read_trace(run_dir: Path, study: Study, cell: str) -> Trace:
             parts.append(Part(cell, line["round"], site, entry["state"], entry["reason"]))
             if "epsilon" in entry:
                 spent[site] = Spent(entry["epsilon"], entry["delta"], entry["noise_multiplier"])
-    up, down = _messages(run_dir, card.rounds)
+    messages = _messages(run_dir, card.rounds)
     size = sum(array.nbytes for array in weights.values())
     # A control variate travels to the sites beside the weights, and is as large (SCAFFOLD).
-    outward = {"train": size * (1 + study.training.control), "evaluate": size, "describe": 0}
-    sent = sum(outward[task] * count for task, count in down.items())
+    sent = messages["train"] * (1 + study.training.control) + messages["evaluate"]
     model = Model(weights, card.statistics)
-    return Trace(model, card.rounds, tuple(parts), spent, up * size, sent)
+    return Trace(model, card.rounds, tuple(parts), spent, messages["update"] * size, sent * size)
 
 
 def read_checkpoints(run_dir: Path, every: int) -> Iterator[tuple[int, Weights]]:
@@ -88,19 +91,31 @@ def read_checkpoints(run_dir: Path, every: int) -> Iterator[tuple[int, Weights]]
             yield int(path.stem.removeprefix("round-")), found
 
 
-def _messages(run_dir: Path, rounds: int) -> tuple[int, dict[str, int]]:
-    """Count the updates that came in, and the requests that went out by task."""
-    up, down = 0, {"describe": 0, "train": 0, "evaluate": 0}
+def _messages(run_dir: Path, rounds: int) -> Counter[Message]:
+    """Count the updates that came in and the requests that went out, each round once.
+
+    A round that was cut short is done again when the run is taken up, so that what came of the
+    broken attempt does not count.
+    """
+    counted: Counter[tuple[int, Message]] = Counter()
+    now = 0
     for event in _lines(run_dir / "events.jsonl"):
         name, number = event["event"], event.get("round", 0)
         training = 1 <= number <= rounds
-        if name == "site-sent":
-            down["train" if training else "evaluate" if number else "describe"] += 1
-        elif name == "site-late":
-            up += event.get("outcome") == "update"
+        if name == "run-started":
+            done = event["rounds_done"]
+            counted = Counter({key: n for key, n in counted.items() if key[0] <= done})
+        elif name == "site-sent":
+            now = number
+            counted[now, "train" if training else "evaluate" if number else "describe"] += 1
+        elif name == "site-late":  # in a later round than it was asked for
+            counted[now, "update"] += event.get("outcome") == "update"
         elif name in ("site-replied", "update-rejected"):
-            up += training
-    return up, down
+            counted[now, "update"] += training
+    found: Counter[Message] = Counter()
+    for (_, message), n in counted.items():
+        found[message] += n
+    return found
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from simulations.experiment import run_cell, tidy
 from simulations.records import FINAL, MEAN, METRICS, WORST, Cell, Measurement, Outcome
 from simulations.runner import plan_jobs
 from simulations.scenario import Scenario, study_of
+from simulations.trace import read_trace
 
 IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
 ROUNDS = 2
@@ -195,6 +197,32 @@ def test_who_was_away_or_sent_nonsense_is_noted_and_what_was_sent_in_vain_is_cou
     weights = load_file(tmp_path / "run" / "model.safetensors")
     size = 4 * sum(array.size for array in weights.values())
     assert (outcome.cell.bytes_up, outcome.cell.bytes_down) == (5 * size, 8 * size)
+
+
+def test_what_was_sent_in_rounds_that_were_cut_short_is_counted_once(
+    scenario: Scenario, together: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    """Killed in the middle of round 2 and of the closing evaluation, with all that was logged."""
+    run = shutil.copytree(together[1] / "run", tmp_path / "run")
+    lines = (run / "events.jsonl").read_text().splitlines()
+    replied = [n for n, line in enumerate(lines) if json.loads(line)["event"] == "site-replied"]
+    start = next(json.loads(line) for line in lines if "run-started" in line)
+    second, closing = replied[3 + 1] + 1, replied[3 * ROUNDS] + 1
+
+    def again(done: int) -> str:
+        return json.dumps(start | {"rounds_done": done})
+
+    after = next(n for n, line in enumerate(lines) if '"round-finished"' in line) + 1
+    evaluated = [n for n, line in enumerate(lines) if '"round-finished"' in line][-1] + 1
+    killed = [
+        *lines[:second], again(1), *lines[after:second], again(1), *lines[after:closing],
+        again(ROUNDS), *lines[evaluated:],
+    ]  # fmt: skip
+    assert len(killed) > len(lines) + 6
+    (run / "events.jsonl").write_text("\n".join(killed) + "\n")
+    trace = read_trace(run, study_of(scenario, "fedavg", 3), "cell")
+    cell = together[0].cell
+    assert (trace.bytes_up, trace.bytes_down) == (cell.bytes_up, cell.bytes_down)
 
 
 def test_the_same_seed_gives_the_same_figures_to_the_last_bit(
