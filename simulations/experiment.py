@@ -27,7 +27,7 @@ from simulations.memory import MemoryWatch
 from simulations.patients import concatenate
 from simulations.records import Cell, Measurement, Missing, Outcome, Part, SiteRow
 from simulations.scenario import Behaviour, Scenario, study_of
-from simulations.trace import Spent, Trace, read_checkpoints, read_trace
+from simulations.trace import Spent, Trace, note_spent, read_checkpoints, read_trace
 
 CURVE_POINTS = 32
 """Of a longer run only every so many rounds are scored."""
@@ -162,7 +162,7 @@ class _Run:
             seed=self.cell.seed,
             behaviour=self.scenario.behaviour,
             on_round=partial(self._done, 0, 1),
-            inspect=partial(_keep_personal, self.study, self.folder / PERSONAL),
+            inspect=partial(self._keep, run_dir),
         )
         trace = read_trace(run_dir, self.study, self.cell.id)
         measurements = self._one_model(run_dir, trace)
@@ -216,8 +216,20 @@ class _Run:
         """Run the federation of one site, the `number`th of so many."""
         single = replace(self.federation, sites=(site,))
         run_dir, done = self.folder / site.name, partial(self._done, number, of)
-        self.simulate(single, self.study, run_dir, seed=self.cell.seed, on_round=done)
+        self.simulate(
+            single,
+            self.study,
+            run_dir,
+            seed=self.cell.seed,
+            on_round=done,
+            inspect=partial(note_spent, run_dir, self.study),
+        )
         return read_trace(run_dir, self.study, self.cell.id)
+
+    def _keep(self, run_dir: Path, hospitals: Mapping[str, Hospital]) -> None:
+        """Write down what the hospitals know alone, before their folders go."""
+        note_spent(run_dir, self.study, hospitals)
+        _keep_personal(self.study, self.folder / PERSONAL, hospitals)
 
     def _one_model(self, run_dir: Path, trace: Trace) -> list[Measurement]:
         """Score the released model, and those of the rounds on the way to it."""
@@ -243,7 +255,7 @@ def _stays_at_sites(study: Study) -> bool:
 
 
 def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]) -> None:
-    """Write down the models that stayed at the sites, if any, before their folders go."""
+    """Write down the models that stayed at the sites, if any."""
     if not _stays_at_sites(study):
         return
     folder.mkdir(exist_ok=True)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.numpy import load_file
 
+from client.hospital import Hospital
+from client.spending import study_epsilon
+from server.files import write_atomically
 from server.release import read_card
 from shared.study import Study
 from shared.transport import Weights
 from simulations.measure import Model
 from simulations.records import Part
+
+SPENT = "spent.json"
+"""File beside a run's own: what each site's ledger says."""
 
 Message = Literal["describe", "train", "evaluate", "update"]
 """A request by its task, or an update that came in."""
@@ -23,7 +29,7 @@ Message = Literal["describe", "train", "evaluate", "update"]
 
 @dataclass(frozen=True)
 class Spent:
-    """Privacy one site spent, as its last answer said."""
+    """Privacy one site spent, as its ledger says."""
 
     epsilon: float
     delta: float
@@ -51,11 +57,29 @@ class Trace:
     bytes_down: int
 
 
+def note_spent(run_dir: Path, study: Study, hospitals: Mapping[str, Hospital]) -> None:
+    """Write down what the sites' ledgers say they spent, before their folders go.
+
+    A site may have paid in rounds in which its answer came too late to be told.
+    """
+    spent = {name: asdict(it) for name, h in hospitals.items() if (it := _spent(h, study))}
+    write_atomically(run_dir / SPENT, json.dumps(spent).encode())
+
+
+def _spent(hospital: Hospital, study: Study) -> Spent | None:
+    with hospital.ledger() as ledger:
+        plan = ledger.plan(study.digest, "train")
+        if plan is None or not study.privacy.enabled:
+            return None
+        epsilon = study_epsilon(ledger.entries(), ledger.members(), plan)
+        return Spent(epsilon, plan.delta, plan.noise_multiplier)
+
+
 def read_trace(run_dir: Path, study: Study, cell: str) -> Trace:
     """Read a finished run.
 
     Args:
-        run_dir: As `server.federation.run_federation` leaves it.
+        run_dir: As `server.federation.run_federation` and `note_spent` leave it.
         study: The run's plan.
         cell: Written into the parts.
 
@@ -63,12 +87,13 @@ def read_trace(run_dir: Path, study: Study, cell: str) -> Trace:
         CoordinatorError: The run is not finished.
     """
     card, weights = read_card(run_dir), load_file(run_dir / "model.safetensors")
-    parts, spent = [], {}
-    for line in _lines(run_dir / "metrics.jsonl"):
-        for site, entry in line["sites"].items():
-            parts.append(Part(cell, line["round"], site, entry["state"], entry["reason"]))
-            if "epsilon" in entry:
-                spent[site] = Spent(entry["epsilon"], entry["delta"], entry["noise_multiplier"])
+    parts = [
+        Part(cell, line["round"], site, entry["state"], entry["reason"])
+        for line in _lines(run_dir / "metrics.jsonl")
+        for site, entry in line["sites"].items()
+    ]
+    ledgers = json.loads((run_dir / SPENT).read_text())
+    spent = {site: Spent(**entry) for site, entry in ledgers.items()}
     messages = _messages(run_dir, card.rounds)
     size = sum(array.nbytes for array in weights.values())
     # A control variate travels to the sites beside the weights, and is as large (SCAFFOLD).

@@ -22,7 +22,7 @@ from simulations.engine import Resources, simulate
 from simulations.experiment import run_cell, tidy
 from simulations.records import FINAL, MEAN, METRICS, WORST, Cell, Measurement, Outcome
 from simulations.runner import plan_jobs
-from simulations.scenario import Scenario, study_of
+from simulations.scenario import Behaviour, Scenario, Slow, study_of
 from simulations.trace import read_trace
 
 IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
@@ -330,6 +330,21 @@ def test_what_privacy_cost_is_that_of_the_worst_site_and_its_noise_is_called_see
     assert cell.epsilon == max(epsilon for epsilon in spent if epsilon is not None)
     assert (cell.private, cell.seeded_noise) == (True, True)
     assert all((row.noise_multiplier or 0) > 0 for row in personal.sites)
+
+
+def test_a_site_that_is_late_in_every_round_has_spent_what_its_ledger_says(tmp_path: Path) -> None:
+    private = with_study(privacy={"enabled": True, "epsilon": 8})
+    slow = private.model_copy(
+        update={"behaviour": Behaviour(slow=(Slow(sites=(3,), seconds=1e6),))}
+    )
+    outcome = compute(slow, "fedavg", tmp_path / "slow")
+    in_time = compute(private, "fedavg", tmp_path / "in-time")
+    assert {p.state for p in outcome.parts if p.site == "site-3"} == {"late"}
+    for row, other in zip(outcome.sites, in_time.sites, strict=True):
+        assert row.epsilon is not None
+        assert row.epsilon == other.epsilon
+        assert (row.delta, row.noise_multiplier) == (other.delta, other.noise_multiplier)
+    assert outcome.cell.epsilon == in_time.cell.epsilon
 
 
 def test_a_cell_is_another_one_when_anything_its_figures_depend_on_changes(
