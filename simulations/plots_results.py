@@ -20,7 +20,7 @@ from simulations.plots import (
     value_limits,
 )
 from simulations.records import MEAN, WORST
-from simulations.report_data import ALONE, HEADLINE, POOLED, Book, Key
+from simulations.report_data import FEDERATED, HEADLINE, Book, Key
 
 AXIS = "AUC on the common test set (0 to 1)"
 CHANCE = 0.5
@@ -58,7 +58,7 @@ def learning_curves(
         count_rounds(axes)
         axes.set_ylabel(AXIS)
         axes.grid(axis="y")
-        names = [_curve_name(strategy, strategy in levels) for strategy in order]
+        names = [line_name(book.judged_by(scenario, strategy)) for strategy in order]
         _legend(figure, [style[s] for s in order], names, [s in levels for s in order])
 
     alt = "At the end: " + ", ".join(f"{s} {ends[s]:.3f}" for s in order) + "."
@@ -143,9 +143,12 @@ def _own(scenario: str, strategy: str, model: str, site: str) -> Key:
 
 
 def _levels(book: Book, scenario: str, curves: Mapping[str, object]) -> dict[str, float]:
-    """Return the final values of the references that have no curve."""
-    keys = {ALONE: Key(scenario, ALONE, model="local", site=MEAN), POOLED: Key(scenario, POOLED)}
-    found = {s: book.value(key) for s, key in keys.items() if s not in curves}
+    """Return the final values of the strategies that are no federation and have no curve."""
+    found = {
+        strategy: book.value(book.judged_by(scenario, strategy))
+        for strategy in book.strategies(scenario)
+        if strategy not in curves and book.setting(scenario, strategy) != FEDERATED
+    }
     return {strategy: value for strategy, value in found.items() if value is not None}
 
 
@@ -186,8 +189,9 @@ def _legend(
     figure.legend(handles=handles, loc="outside right upper", handlelength=2.6)
 
 
-def _curve_name(strategy: str, level: bool) -> str:
-    return f"{strategy} (mean)" if strategy == ALONE and level else strategy
+def line_name(key: Key) -> str:
+    """Return what the line of a figure is called."""
+    return f"{key.strategy} (mean)" if key.site == MEAN else key.strategy
 
 
 def _model_name(strategy: str, model: str) -> str:

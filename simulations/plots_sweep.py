@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from simulations.plots import (
     shortened,
     value_limits,
 )
-from simulations.plots_results import AXIS
+from simulations.plots_results import AXIS, line_name
 from simulations.records import MEAN
 from simulations.report_data import ALONE, BASELINE, POOLED, Book, Key
 
@@ -142,8 +142,8 @@ def privacy_pictures(names: str, book: Book, style: Mapping[str, Look]) -> list[
     return found
 
 
-Points = dict[str, list[tuple[float | None, list[float]]]]
-"""By strategy: epsilon (None: no privacy) and the values of the seeds."""
+Points = dict[tuple[str, str], list[tuple[float | None, list[float]]]]
+"""By strategy and what it is called: epsilon (None: no privacy) and the values of the seeds."""
 
 
 def _privacy_points(book: Book, scenarios: Sequence[str]) -> Points:
@@ -152,12 +152,11 @@ def _privacy_points(book: Book, scenarios: Sequence[str]) -> Points:
         for strategy in book.strategies(scenario):
             cells = book.finished(scenario, strategy)
             spent = [cell.epsilon for cell in cells if cell.private and cell.epsilon is not None]
-            key = Key(scenario, strategy)
-            if strategy == ALONE:
-                key = replace(key, model="local", site=MEAN)
+            key = book.judged_by(scenario, strategy)
             values = list(book.values(key).values())
             if values and (spent or not any(cell.private for cell in cells)):
-                points.setdefault(strategy, []).append((max(spent, default=None), values))
+                line = points.setdefault((strategy, line_name(key)), [])
+                line.append((max(spent, default=None), values))
     return points
 
 
@@ -169,7 +168,7 @@ def _privacy_picture(name: str, title: str, points: Points, style: Mapping[str, 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        for strategy, line in points.items():
+        for (strategy, _), line in points.items():
             look = style[strategy]
             ordered = sorted(line, key=lambda p: without if p[0] is None else p[0])
             xs = [without if x is None else x for x, _ in ordered]
@@ -185,12 +184,12 @@ def _privacy_picture(name: str, title: str, points: Points, style: Mapping[str, 
         axes.set_xlabel("epsilon spent per patient (less is more private); none: no limit")
         axes.set_ylabel(AXIS)
         axes.grid(axis="y")
-        handles = [_handle(style[s], "alone (mean)" if s == ALONE else s) for s in points]
+        handles = [_handle(style[strategy], called) for strategy, called in points]
         figure.legend(handles=handles, loc="outside right upper", handlelength=2.6)
 
     said = "; ".join(
-        f"{s}: " + ", ".join(f"{sum(v) / len(v):.3f} at {_epsilon(x)}" for x, v in line)
-        for s, line in points.items()
+        f"{called}: " + ", ".join(f"{sum(v) / len(v):.3f} at {_epsilon(x)}" for x, v in line)
+        for (_, called), line in points.items()
     )
     caption = (
         "Mean over seeds; whiskers from the lowest to the highest seed. Epsilon is that of the "

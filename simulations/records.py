@@ -73,6 +73,7 @@ class Cell:
         scenario_digest: SHA-256 of the resolved scenario without its seeds and strategies, and
             of the files its data comes from.
         strategy_digest: SHA-256 of what the strategy changes.
+        setting: Who learns together: "federated", "alone" or "pooled".
         code: SHA-256 of the sources that decide the figures.
         code_version: Release, and commit in a checkout.
         machine: Processor, cores, accelerator, versions.
@@ -109,6 +110,7 @@ class Cell:
     code: str
     code_version: str
     machine: str
+    setting: str = "federated"
     labels: dict[str, str] = field(default_factory=dict)
     command: str = ""
     scenario_text: str = ""

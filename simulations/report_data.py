@@ -11,7 +11,13 @@ from simulations.records import FINAL, MEAN, Cell, Measurement, Missing, Part, S
 from simulations.results import Results
 
 ALONE, POOLED, BASELINE = "alone", "pooled", "fedavg"
-"""The strategies everything is compared with: lower bound, upper bound, and the plain way."""
+"""The strategies everything is compared with: lower bound, upper bound, and the plain way.
+
+The first two are also the settings (`Cell.setting`) of those two and of strategies like them.
+"""
+
+FEDERATED = "federated"
+"""The setting of all other strategies."""
 
 PERSONAL = "personal"
 """`Measurement.model` of models that were fine-tuned at a site."""
@@ -65,9 +71,19 @@ class Book:
 
     def federated(self, scenario: str) -> list[str]:
         """Return the strategies that are real federations, best first by the headline."""
-        names = [n for n in self.strategies(scenario) if n not in (ALONE, POOLED)]
+        names = [n for n in self.strategies(scenario) if self.setting(scenario, n) == FEDERATED]
         known = [n for n in names if self.value(Key(scenario, n)) is not None]
         return sorted(known, key=lambda name: -(self.value(Key(scenario, name)) or 0.0))
+
+    def setting(self, scenario: str, strategy: str) -> str:
+        """Return who learns together in a planned strategy, as `Cell.setting`."""
+        return next(c.setting for c in self._cells(scenario) if c.strategy == strategy)
+
+    def judged_by(self, scenario: str, strategy: str) -> Key:
+        """Return the key of a strategy's model on the test set, or of its sites' models' mean."""
+        key = Key(scenario, strategy)
+        alone = self.setting(scenario, strategy) == ALONE
+        return replace(key, model="local", site=MEAN) if alone else key
 
     def finished(self, scenario: str, strategy: str = "") -> list[Cell]:
         """Return finished cells in order; of one strategy, if given."""
@@ -91,7 +107,7 @@ class Book:
             return None
         return min(
             cells,
-            key=lambda c: (c.strategy == POOLED, c.strategy == ALONE, c.strategy != BASELINE),
+            key=lambda c: (c.setting == POOLED, c.setting == ALONE, c.strategy != BASELINE),
         )
 
     def values(self, key: Key) -> dict[int, float]:

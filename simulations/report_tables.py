@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from simulations.records import MEAN, WORST, Cell
-from simulations.report_data import ALONE, BASELINE, PERSONAL, POOLED, Book, Key
+from simulations.report_data import ALONE, BASELINE, FEDERATED, PERSONAL, POOLED, Book, Key
 from simulations.report_sheet import (
     UNKNOWN,
     Entry,
@@ -157,10 +157,10 @@ def which_is_worst(book: Book, own: Key) -> Entry:
 
 def _contenders(book: Book, scenario: str, strategy: str) -> list[tuple[str, Key]]:
     """Return the rows a strategy has: its common model, or its sites' models' mean and worst."""
-    if strategy == ALONE:
-        local = Key(scenario, strategy, model="local", site=MEAN)
-        return [("alone: mean", local), ("alone: worst", replace(local, site=WORST))]
-    rows = [(strategy, Key(scenario, strategy))]
+    key = book.judged_by(scenario, strategy)
+    if key.site == MEAN:
+        return [(f"{strategy}: mean", key), (f"{strategy}: worst", replace(key, site=WORST))]
+    rows = [(strategy, key)]
     if book.has_model(scenario, strategy, PERSONAL):
         own = Key(scenario, strategy, model=PERSONAL, site=MEAN)
         rows += [(f"{strategy}: own models", own)]
@@ -172,9 +172,10 @@ def _strategy_row(book: Book, title: str, key: Key) -> tuple[Entry, ...]:
     planned = [c for c in book.cells if (c.scenario, c.strategy) == (key.scenario, key.strategy)]
     own = replace(key, where="own", site=MEAN)
     mean, worst = book.figure(own), replace(own, site=WORST)
-    common = key.model == "global" and key.strategy not in (POOLED, BASELINE)
+    setting = book.setting(key.scenario, key.strategy)
+    common = setting == FEDERATED and key.model == "global" and key.strategy != BASELINE
     return (
-        words(title, *(["upper bound"] if key.strategy == POOLED else [])),
+        words(title, *(["upper bound"] if setting == POOLED else [])),
         *(estimate(book.figure(replace(key, metric=metric))) for metric in METRIC_TITLES),
         part_closed(closed(book, key.scenario, key.strategy)) if common else UNKNOWN,
         *(

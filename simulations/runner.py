@@ -170,6 +170,7 @@ def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: st
         code=code_digest(),
         code_version=code_version(),
         machine=machine(),
+        setting=chosen.setting,
         labels=scenario.labels,
         command=command,
         scenario_text=scenario.model_dump_json(),

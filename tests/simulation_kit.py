@@ -24,7 +24,11 @@ from simulations.records import (
 )
 from simulations.results import Results
 
-SKILL = {"alone": 0.70, "pooled": 0.95, "fedavg": 0.86, "fedprox": 0.865, "scaffold": 0.92}
+SETTINGS = (("alone", "alone"), ("pooled", "pooled"))
+SKILL = {
+    "alone": 0.70, "alone-more": 0.75, "fedavg": 0.86, "fedprox": 0.865, "scaffold": 0.92,
+    "pooled": 0.95, "pooled-more": 0.97,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class MadeUp:
         labels: Places in a sweep.
         subgroups: Whether subgroups are scored.
         failed: (strategy, seed) of cells that failed.
+        settings: (strategy, setting) of own strategies that are no federations.
     """
 
     name: str = "dirichlet-0.1"
@@ -60,6 +65,7 @@ class MadeUp:
     labels: tuple[tuple[str, str], ...] = ()
     subgroups: bool = False
     failed: tuple[tuple[str, int], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def write_results(folder: Path, scenarios: Sequence[MadeUp]) -> Path:
@@ -92,6 +98,7 @@ def cell_of(made_up: MadeUp, strategy: str, seed: int) -> Cell:
         code="c0de" * 16,
         code_version="0.1.0 (abc1234)",
         machine="Imaginary CPU, 2 cores, Python 3.11",
+        setting=dict((*SETTINGS, *made_up.settings)).get(strategy, "federated"),
         labels=dict(made_up.labels),
         command=f"consilium simulate run {made_up.name}.toml",
         scenario_text=json.dumps({"name": made_up.name, "seeds": list(range(made_up.seeds))}),
@@ -107,8 +114,7 @@ def outcome(made_up: MadeUp, cell: Cell) -> Outcome:
     mixes = chance.dirichlet(np.full(len(made_up.classes), 0.6), made_up.sites)
     counts = [chance.multinomial(size, mix) for size, mix in zip(sizes, mixes, strict=True)]
     private = made_up.epsilon is not None
-    federated = cell.strategy not in ("alone", "pooled")
-    messages = made_up.sites * made_up.rounds if federated else 0
+    messages = made_up.sites * made_up.rounds if cell.setting == "federated" else 0
     finished = replace(
         cell,
         state="finished",
@@ -136,7 +142,7 @@ def outcome(made_up: MadeUp, cell: Cell) -> Outcome:
         )
         for name, size, count in zip(names, sizes, counts, strict=True)
     ]  # fmt: skip
-    if cell.strategy == "pooled":
+    if cell.setting == "pooled":
         size = sum(r.train_patients for r in rows)
         held_out = sum(r.held_out_patients for r in rows)
         total = tuple(int(n) for n in np.sum([r.counts for r in rows], axis=0))
@@ -156,7 +162,7 @@ def measurements(
     """Return the figures of a cell: strategies differ by skill, sites and seeds by chance."""
     chance = np.random.default_rng(hash_of(f"{cell.strategy}/{cell.seed}"))
     skill = SKILL.get(cell.strategy, 0.80 + hash_of(cell.strategy) % 100 / 1000)
-    if cell.strategy != "pooled":
+    if cell.setting != "pooled":
         skill -= made_up.harm
     skill -= 0.25 / (1 + (made_up.epsilon or np.inf)) + 0.01 * (cell.seed % 3)
     found: list[Measurement] = []
@@ -182,7 +188,7 @@ def measurements(
                 m = replace(like, metric=metric, site=site, over=len(values), of=len(each))
                 found.append(replace(m, value=value, low=value - 0.02, high=value + 0.02))
 
-    model = "local" if cell.strategy == "alone" else "global"
+    model = "local" if cell.setting == "alone" else "global"
     if model == "global":
         for number in range(made_up.rounds + 1):
             reached = 0.5 + (skill - 0.5) * (1 - np.exp(-4 * number / made_up.rounds))

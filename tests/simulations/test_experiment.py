@@ -374,3 +374,11 @@ def test_a_cell_tells_where_it_comes_from(scenario: Scenario) -> None:
     assert len(cell.code) == 64
     assert Scenario.model_validate_json(cell.scenario_text).digest == scenario.digest
     assert replace(cell, state="planned") == cell
+
+
+def test_a_cell_tells_who_learns_together(scenario: Scenario) -> None:
+    own = {"my-pool": {"setting": "pooled"}, "my-way": {"study": {"privacy": {"clip": 2}}}}
+    more = tiny(strategies=own, compare=[*scenario.compare, *own])
+    assert [job.cell.setting for job in plan_jobs([more])] == [
+        *("alone", "pooled", "federated", "pooled", "federated")
+    ]

@@ -21,6 +21,8 @@ from scipy import stats
 from simulation_kit import MadeUp, cell_of, outcome, write_results
 
 from shared.errors import CoordinatorError
+from simulations.plots import looks
+from simulations.plots_results import learning_curves
 from simulations.report import write_report
 from simulations.report_data import Key, read_book
 from simulations.report_sheet import Entry, Sheet, to_csv
@@ -213,6 +215,38 @@ def test_a_figure_is_the_mean_over_seeds_with_students_interval(
     assert float(rows["fedavg"]["MB moved"]) == pytest.approx(4 * 4 * 0.123)
     assert float(rows["fedavg"]["Epsilon"]) == pytest.approx(7.997)
     assert float(rows["fedavg"]["Rounds"]) == 4
+
+
+def test_own_strategies_are_what_their_setting_says(tmp_path: Path) -> None:
+    """One that pools does not win among the federated; one of sites alone has figures."""
+    strategies = ("alone", "pooled", "fedavg", "scaffold", "pooled-more", "alone-more")
+    settings = (("pooled-more", "pooled"), ("alone-more", "alone"))
+    made_up = MadeUp("own", strategies, seeds=3, sites=4, rounds=3, settings=settings)
+    folder = write_results(tmp_path, [made_up])
+    write_report(folder)
+    rows = {row["Strategy"]: row for row in table(folder, "strategies")}
+    assert list(rows) == [
+        "alone: mean", "alone: worst", "pooled", "fedavg", "scaffold", "pooled-more",
+        "alone-more: mean", "alone-more: worst",
+    ]  # fmt: skip
+    with sqlite3.connect(folder / "results.sqlite") as database:
+        local = {"model": "local", "site": "(mean)", "metric": "auc", "strategy": "alone-more"}
+        found = in_database(database, **local)
+    mean = statistics.mean(value for value, *_ in found)
+    assert float(rows["alone-more: mean"]["AUC"]) == pytest.approx(mean)
+    assert {name: row["Gap closed"] != "" for name, row in rows.items()} == {
+        name: name == "scaffold" for name in rows
+    }
+    (overview,) = table(folder, "overview")
+    assert overview["Best other"] == "scaffold"
+    book = read_book(folder)
+    assert book.federated("own") == ["scaffold", "fedavg"]
+    said = " ".join([*result(book, "own"), *caveats(book), *overall(book)])
+    assert "-more" not in said
+    style = looks(strategies)
+    curves = learning_curves("c", book, "own", style)
+    assert curves is not None
+    assert f"alone-more {mean:.3f}" in curves.alt
 
 
 def test_the_bootstrap_interval_is_shown_beside_that_over_seeds(
