@@ -121,6 +121,8 @@ def ladder_picture(name: str, book: Book, ladder: Ladder, style: Mapping[str, Lo
 def privacy_pictures(names: str, book: Book, style: Mapping[str, Look]) -> list[Picture]:
     """Return one picture for each group of scenarios that differ in privacy alone.
 
+    There is none where no strategy has two points that are apart on the axis.
+
     Args:
         names: Of the files; a number is added.
         book: The results.
@@ -136,7 +138,7 @@ def privacy_pictures(names: str, book: Book, style: Mapping[str, Look]) -> list[
     found: list[Picture] = []
     for common, scenarios in groups.items():
         points = _privacy_points(book, scenarios)
-        if len({x for line in points.values() for x, _ in line}) > 1:
+        if any(len({_place(x) for x, _ in line}) > 1 for line in points.values()):
             name = f"{names}-{len(found) + 1}"
             found.append(_privacy_picture(name, ", ".join(common), points, style))
     return found
@@ -161,8 +163,8 @@ def _privacy_points(book: Book, scenarios: Sequence[str]) -> Points:
 
 
 def _privacy_picture(name: str, title: str, points: Points, style: Mapping[str, Look]) -> Picture:
-    spent = sorted({round(x, 1) for line in points.values() for x, _ in line if x is not None})
-    free = any(x is None for line in points.values() for x, _ in line)
+    places = {_place(x) for line in points.values() for x, _ in line}
+    spent, free = sorted(x for x in places if x is not None), None in places
     without = 2.2 * spent[-1]
 
     def draw(figure: Figure) -> None:
@@ -196,6 +198,11 @@ def _privacy_picture(name: str, title: str, points: Points, style: Mapping[str, 
         "site that spent most. Noise came from the seeds."
     )
     return picture(name, f"Privacy against utility: {title}", caption, said, (WIDTH, 4.0), draw)
+
+
+def _place(epsilon: float | None) -> float | None:
+    """Return an epsilon as the axis tells it."""
+    return None if epsilon is None else round(epsilon, 1)
 
 
 def _apart(values: Sequence[float]) -> list[float]:
