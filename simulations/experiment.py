@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from client.data.patients import trainable
 from client.hospital import Hospital
 from client.personal import personal_weights
 from client.training import pick_device
@@ -22,7 +23,7 @@ from shared.errors import ConsiliumError, SimulationError, SiteError
 from shared.protocol import Statistics
 from shared.study import Study
 from simulations.build import Federation, SiteData
-from simulations.measure import Judge, Model
+from simulations.measure import Judge, Model, as_patient_set
 from simulations.memory import MemoryWatch
 from simulations.patients import concatenate
 from simulations.records import Cell, Measurement, Missing, Outcome, Part, SiteRow
@@ -266,7 +267,8 @@ def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]
 
 
 def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> SiteRow:
-    labels, classes = site.train.labels, len(study.task.classes)
+    trained = trainable(as_patient_set(site.train), study)
+    labels, classes = trained.labels.numpy(), len(study.task.classes)
     if study.task.findings:
         counts, unknown = (labels == 1).sum(axis=0), (labels < 0).sum(axis=0)
     else:
@@ -275,9 +277,9 @@ def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> 
     return SiteRow(
         cell=cell.id,
         site=site.name,
-        train_patients=len(site.train),
+        train_patients=len(trained),
         held_out_patients=len(site.held_out),
-        train_images=len(site.train.images),
+        train_images=len(trained.images),
         counts=tuple(counts.tolist()),
         unknown=tuple(unknown.tolist()),
         epsilon=spent.epsilon if spent else None,

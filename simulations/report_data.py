@@ -77,13 +77,17 @@ class Book:
 
     def setting(self, scenario: str, strategy: str) -> str:
         """Return who learns together in a planned strategy, as `Cell.setting`."""
-        return next(c.setting for c in self._cells(scenario) if c.strategy == strategy)
+        return self.planned(scenario, strategy)[0].setting
 
     def judged_by(self, scenario: str, strategy: str) -> Key:
         """Return the key of a strategy's model on the test set, or of its sites' models' mean."""
         key = Key(scenario, strategy)
         alone = self.setting(scenario, strategy) == ALONE
         return replace(key, model="local", site=MEAN) if alone else key
+
+    def planned(self, scenario: str, strategy: str) -> list[Cell]:
+        """Return a strategy's cells, finished or not."""
+        return [cell for cell in self._cells(scenario) if cell.strategy == strategy]
 
     def finished(self, scenario: str, strategy: str = "") -> list[Cell]:
         """Return finished cells in order; of one strategy, if given."""

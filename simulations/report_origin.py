@@ -44,7 +44,7 @@ def provenance_table(book: Book) -> Sheet:
 
 def cells_sheet(book: Book) -> Sheet:
     """Return every cell with all that is known of it, for the CSV."""
-    names = [f.name for f in fields(Cell) if f.name != "scenario_text"]
+    names = [f.name for f in fields(Cell) if f.name not in ("scenario_text", "study_text")]
     rows = [[_flat(getattr(cell, name)) for name in names] for cell in book.cells]
     return listing(names, rows)
 

@@ -169,7 +169,7 @@ def _contenders(book: Book, scenario: str, strategy: str) -> list[tuple[str, Key
 
 def _strategy_row(book: Book, title: str, key: Key) -> tuple[Entry, ...]:
     cells = book.finished(key.scenario, key.strategy)
-    planned = [c for c in book.cells if (c.scenario, c.strategy) == (key.scenario, key.strategy)]
+    planned = book.planned(key.scenario, key.strategy)
     own = replace(key, where="own", site=MEAN)
     mean, worst = book.figure(own), replace(own, site=WORST)
     setting = book.setting(key.scenario, key.strategy)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.errors import ConsiliumError, SimulationError
+from shared.study import Study
 from simulations.build import Federation, build_federation
 from simulations.checks import check_parts
 from simulations.datasets import describe_dataset
@@ -66,9 +67,9 @@ def plan_jobs(scenarios: Sequence[Scenario], command: str = "") -> list[Job]:
         digest = digest_of(scenario.digest, scenario.description, files_digest(_files(scenario)))
         for seed in dict.fromkeys(scenario.seeds):
             for strategy in dict.fromkeys(scenario.compare):
-                rounds = study_of(scenario, strategy, sites).federation.rounds
-                cell = _cell(scenario, digest, strategy, seed, command)
-                jobs.append(Job(cell, scenario, rounds))
+                study = study_of(scenario, strategy, sites)
+                cell = _cell(scenario, digest, strategy, seed, study, command)
+                jobs.append(Job(cell, scenario, study.federation.rounds))
     return jobs
 
 
@@ -156,7 +157,9 @@ def _files(scenario: Scenario) -> list[Path]:
     return [Path(name) for name in named.values()]
 
 
-def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: str) -> Cell:
+def _cell(
+    scenario: Scenario, digest: str, strategy: str, seed: int, study: Study, command: str
+) -> Cell:
     """Return a planned cell; its id stands for all that its figures depend on."""
     chosen = scenario.strategy(strategy)
     way = digest_of(strategy, chosen.setting, chosen.study, chosen.often)
@@ -171,9 +174,11 @@ def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: st
         code_version=code_version(),
         machine=machine(),
         setting=chosen.setting,
+        description=chosen.description,
         labels=scenario.labels,
         command=command,
         scenario_text=scenario.model_dump_json(),
+        study_text=study.canonical(),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.study import Study, Task
 from simulations.records import (
     LOWER_IS_BETTER,
     MEAN,
@@ -24,6 +25,7 @@ from simulations.records import (
 )
 from simulations.results import Results
 
+STUDY = Study(name="made-up", task=Task(classes=("normal", "pneumonia")))
 SETTINGS = (("alone", "alone"), ("pooled", "pooled"))
 SKILL = {
     "alone": 0.70, "alone-more": 0.75, "fedavg": 0.86, "fedprox": 0.865, "scaffold": 0.92,
@@ -101,7 +103,9 @@ def cell_of(made_up: MadeUp, strategy: str, seed: int) -> Cell:
         setting=dict((*SETTINGS, *made_up.settings)).get(strategy, "federated"),
         labels=dict(made_up.labels),
         command=f"consilium simulate run {made_up.name}.toml",
+        description=f"made up as {strategy}",
         scenario_text=json.dumps({"name": made_up.name, "seeds": list(range(made_up.seeds))}),
+        study_text=STUDY.canonical(),
     )
 
 

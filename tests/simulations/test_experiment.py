@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,8 @@ from simulations.build import Federation, build_federation
 from simulations.engine import Resources, simulate
 from simulations.experiment import run_cell, tidy
 from simulations.records import FINAL, MEAN, METRICS, WORST, Cell, Measurement, Outcome
+from simulations.report import write_report
+from simulations.results import Results
 from simulations.runner import plan_jobs
 from simulations.scenario import Behaviour, Scenario, Slow, study_of
 from simulations.trace import read_trace
@@ -292,6 +295,51 @@ def test_what_the_sites_lack_is_noted_and_summed_up_where_they_are_pooled(tmp_pa
     assert {m.site for m in pooled} == {"pooled"}
     assert sum(m.count for m in pooled) == sum(m.count for m in lacking)
     assert sum(m.of for m in pooled) == sum(m.total for m in lacking)
+
+
+TABLE: dict[str, Any] = {
+    "name": "tiny-table",
+    "data": {"source": "made-up-table", "patients": 120, "test_patients": 60},
+    "sites": {"number": 2},
+    "degrade": [{"kind": "missing-values", "part": 0.3, "columns": ["pressure", "glucose"]}],
+    "study": {
+        "federation": {"rounds": 1},
+        "training": {"local_steps": 1},
+        "model": {"layers": []},
+        "table": {"missing": "indicator"},
+        "privacy": {"enabled": False},
+    },
+    "strategies": {
+        "whole-rows": {
+            "description": "only patients without a gap train",
+            "study": {"table": {"missing": "drop"}},
+        }
+    },
+    "compare": ["fedavg", "whole-rows"],
+}
+
+
+def test_patients_a_study_leaves_out_are_not_told_as_trained_on(tmp_path: Path) -> None:
+    scenario = Scenario.model_validate(TABLE)
+    sites = build_federation(scenario, 0).sites
+    for strategy in ("fedavg", "whole-rows"):
+        rows = compute(scenario, strategy, tmp_path / strategy).sites
+        for row, site in zip(rows, sites, strict=True):
+            whole = ~np.isnan(site.train.images).any(axis=1)
+            stays = whole if strategy == "whole-rows" else np.ones_like(whole)
+            assert row.train_patients == row.train_images == stays.sum()
+            assert row.counts == tuple(np.bincount(site.train.labels[stays], minlength=2))
+            assert whole.sum() < len(whole)
+
+
+def test_the_report_tells_which_remedies_ran(tmp_path: Path) -> None:
+    with Results(tmp_path, create=True) as results:
+        results.plan(job.cell for job in plan_jobs([Scenario.model_validate(TABLE)]))
+    page = write_report(tmp_path).read_text().partition("How to read this")[0]
+    told = dict(re.findall(r"<dt>(fedavg|whole-rows)</dt><dd>(.*?)</dd>", page))
+    averaged = "The mean of the updates (McMahan et al. 2017). Missing values: indicator: "
+    assert told["fedavg"].startswith(averaged)
+    assert "Only patients without a gap train. Missing values: drop" in told["whole-rows"]
 
 
 def test_of_a_finished_cell_models_and_logs_stay_and_scratch_goes(
