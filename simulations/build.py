@@ -46,7 +46,7 @@ class Missing:
         name: Of which class, finding, column or group; empty: not of one.
         cause: "as found", or the kind of the degrading part, such as "missing-labels".
         count: How many are missing for this cause.
-        total: How many there were when the patients were dealt.
+        total: Out of how many, of those there were just before.
     """
 
     site: str
@@ -55,6 +55,10 @@ class Missing:
     cause: str
     count: int
     total: int
+
+
+_Loss = tuple[str, Removed, int]
+"""The kind of a part, what it took, and out of how many."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def build_from(everyone: Dataset, scenario: Scenario, seed: int) -> Federation:
     for index, (name, members) in enumerate(zip(dealt.names, dealt.patients, strict=True)):
         found = dataset.train.take(members)
         degraded, removed = _degraded(scenario, found, facts, (index, len(dealt.names)), seed)
-        missing += [*_as_found(name, found, facts), *_named(name, found, removed, facts)]
+        missing += [*_as_found(name, found, facts), *_named(name, removed)]
         sites.append(_split(name, degraded, held_out, _rng(seed, SPLITTING, index)))
     require_classes(
         np.concatenate([site.train.labels for site in sites]),
@@ -163,7 +167,7 @@ def _unseen(scenario: Scenario, facts: Facts) -> list[str]:
 
 def _degraded(
     scenario: Scenario, patients: Patients, facts: Facts, place: tuple[int, int], seed: int
-) -> tuple[Patients, list[tuple[str, Removed]]]:
+) -> tuple[Patients, list[_Loss]]:
     """Shift and degrade a site's patients; return them, and what was removed by which kind.
 
     Those about whom nothing is known are then left out, as hospitals do.
@@ -174,11 +178,12 @@ def _degraded(
             rng = _rng(seed, SHIFTING, turn, site)
             images = shifted(patients.images, shift, site, rng)
             patients = replace(patients, images=images)
-    removed: list[tuple[str, Removed]] = []
+    removed: list[_Loss] = []
     for turn, part in enumerate(scenario.degrade):
         if site in choose_sites(part.sites, sites, _rng(seed, DEGRADING, turn)):
-            patients, lost = part(patients, facts, _rng(seed, DEGRADING, turn, site))
-            removed += [(part.kind, each) for each in lost if each.count]
+            before = patients
+            patients, lost = part(before, facts, _rng(seed, DEGRADING, turn, site))
+            removed += [(part.kind, each, _total(each, before, facts)) for each in lost]
     known = patients.labels >= 0
     stays = known.any(axis=1) if facts.findings else known
     return patients.take(np.flatnonzero(stays)), removed
@@ -204,17 +209,27 @@ def _as_found(site: str, patients: Patients, facts: Facts) -> Iterator[Missing]:
             yield Missing(site, what, name, "as found", count, len(patients))
 
 
-def _named(
-    site: str, found: Patients, removed: list[tuple[str, Removed]], facts: Facts
-) -> Iterator[Missing]:
-    """Yield what was removed at a site, beside how much of it there was before."""
-    for cause, each in removed:
-        total = len(found)
-        if each.what == "image":
-            total = len(found.images)
-        elif each.name in facts.classes and not facts.findings:
-            total = int((found.labels == facts.classes.index(each.name)).sum())
-        yield Missing(site, each.what, each.name, cause, each.count, total)
+def _total(each: Removed, before: Patients, facts: Facts) -> int:
+    """Return out of how many something was removed."""
+    if each.what == "image":
+        return len(before.images)
+    if each.name in facts.classes and not facts.findings:
+        return int((before.labels == facts.classes.index(each.name)).sum())
+    return len(before)
+
+
+def _named(site: str, removed: list[_Loss]) -> Iterator[Missing]:
+    """Yield what was removed at a site, all parts of one kind together."""
+    counts: dict[tuple[str, str, str], int] = {}
+    totals: dict[tuple[str, str, str], int] = {}
+    for part, each, total in removed:
+        key = str(each.what), each.name, part
+        counts[key] = counts.get(key, 0) + each.count
+        # Noise between two parts may make more labels of a class than there were before either.
+        totals[key] = max(totals.get(key, 0), total, counts[key])
+    for (what, name, cause), count in counts.items():
+        if count:
+            yield Missing(site, what, name, cause, count, totals[what, name, cause])
 
 
 def _split(name: str, patients: Patients, held_out: float, rng: np.random.Generator) -> SiteData:

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from client.data.patients import trainable
 from client.hospital import Hospital
 from client.personal import personal_weights
 from client.training import pick_device
@@ -23,12 +24,12 @@ from shared.protocol import Statistics
 from shared.study import Study
 from simulations.build import Federation, SiteData
 from simulations.hospital import site_id
-from simulations.measure import Judge, Model
+from simulations.measure import Judge, Model, as_patient_set
 from simulations.memory import MemoryWatch
 from simulations.patients import concatenate
 from simulations.records import Cell, Measurement, Missing, Outcome, Part, SiteRow
 from simulations.scenario import Behaviour, Scenario, study_of
-from simulations.trace import Spent, Trace, read_checkpoints, read_trace
+from simulations.trace import Spent, Trace, note_spent, read_checkpoints, read_trace
 
 CURVE_POINTS = 32
 """Of a longer run only every so many rounds are scored."""
@@ -163,7 +164,7 @@ class _Run:
             seed=self.cell.seed,
             behaviour=self.scenario.behaviour,
             on_round=partial(self._done, 0, 1),
-            inspect=partial(_keep_personal, self.study, self.folder / PERSONAL),
+            inspect=partial(self._keep, run_dir),
         )
         trace = self._read(run_dir, sites)
         measurements = self._one_model(run_dir, trace)
@@ -218,8 +219,15 @@ class _Run:
     def _by_itself(self, site: SiteData, folder: str, number: int, of: int) -> Trace:
         """Run the federation of one site, the `number`th of so many."""
         single = replace(self.federation, sites=(site,))
-        run_dir, done = self.folder / folder, partial(self._done, number, of)
-        self.simulate(single, self.study, run_dir, seed=self.cell.seed, on_round=done)
+        run_dir = self.folder / folder
+        self.simulate(
+            single,
+            self.study,
+            run_dir,
+            seed=self.cell.seed,
+            on_round=partial(self._done, number, of),
+            inspect=partial(note_spent, run_dir, self.study),
+        )
         return self._read(run_dir, single.sites)
 
     def _read(self, run_dir: Path, sites: Sequence[SiteData]) -> Trace:
@@ -231,6 +239,11 @@ class _Run:
             parts=tuple(replace(part, site=names[part.site]) for part in trace.parts),
             spent={names[own_id]: spent for own_id, spent in trace.spent.items()},
         )
+
+    def _keep(self, run_dir: Path, hospitals: Mapping[str, Hospital]) -> None:
+        """Write down what the hospitals know alone, before their folders go."""
+        note_spent(run_dir, self.study, hospitals)
+        _keep_personal(self.study, self.folder / PERSONAL, hospitals)
 
     def _one_model(self, run_dir: Path, trace: Trace) -> list[Measurement]:
         """Score the released model, and those of the rounds on the way to it."""
@@ -256,7 +269,7 @@ def _stays_at_sites(study: Study) -> bool:
 
 
 def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]) -> None:
-    """Write down the models that stayed at the sites, if any, before their folders go."""
+    """Write down the models that stayed at the sites, if any."""
     if not _stays_at_sites(study):
         return
     folder.mkdir(exist_ok=True)
@@ -267,7 +280,8 @@ def _keep_personal(study: Study, folder: Path, hospitals: Mapping[str, Hospital]
 
 
 def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> SiteRow:
-    labels, classes = site.train.labels, len(study.task.classes)
+    trained = trainable(as_patient_set(site.train), study)
+    labels, classes = trained.labels.numpy(), len(study.task.classes)
     if study.task.findings:
         counts, unknown = (labels == 1).sum(axis=0), (labels < 0).sum(axis=0)
     else:
@@ -276,9 +290,9 @@ def _site_row(cell: Cell, site: SiteData, study: Study, spent: Spent | None) -> 
     return SiteRow(
         cell=cell.id,
         site=site.name,
-        train_patients=len(site.train),
+        train_patients=len(trained),
         held_out_patients=len(site.held_out),
-        train_images=len(site.train.images),
+        train_images=len(trained.images),
         counts=tuple(counts.tolist()),
         unknown=tuple(unknown.tolist()),
         epsilon=spent.epsilon if spent else None,

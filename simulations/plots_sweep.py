@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from simulations.plots import (
     shortened,
     value_limits,
 )
-from simulations.plots_results import AXIS
+from simulations.plots_results import AXIS, line_name
 from simulations.records import MEAN
 from simulations.report_data import ALONE, BASELINE, POOLED, Book, Key
 
@@ -121,6 +121,8 @@ def ladder_picture(name: str, book: Book, ladder: Ladder, style: Mapping[str, Lo
 def privacy_pictures(names: str, book: Book, style: Mapping[str, Look]) -> list[Picture]:
     """Return one picture for each group of scenarios that differ in privacy alone.
 
+    There is none where no strategy has two points that are apart on the axis.
+
     Args:
         names: Of the files; a number is added.
         book: The results.
@@ -136,14 +138,14 @@ def privacy_pictures(names: str, book: Book, style: Mapping[str, Look]) -> list[
     found: list[Picture] = []
     for common, scenarios in groups.items():
         points = _privacy_points(book, scenarios)
-        if len({x for line in points.values() for x, _ in line}) > 1:
+        if any(len({_place(x) for x, _ in line}) > 1 for line in points.values()):
             name = f"{names}-{len(found) + 1}"
             found.append(_privacy_picture(name, ", ".join(common), points, style))
     return found
 
 
-Points = dict[str, list[tuple[float | None, list[float]]]]
-"""By strategy: epsilon (None: no privacy) and the values of the seeds."""
+Points = dict[tuple[str, str], list[tuple[float | None, list[float]]]]
+"""By strategy and what it is called: epsilon (None: no privacy) and the values of the seeds."""
 
 
 def _privacy_points(book: Book, scenarios: Sequence[str]) -> Points:
@@ -152,24 +154,23 @@ def _privacy_points(book: Book, scenarios: Sequence[str]) -> Points:
         for strategy in book.strategies(scenario):
             cells = book.finished(scenario, strategy)
             spent = [cell.epsilon for cell in cells if cell.private and cell.epsilon is not None]
-            key = Key(scenario, strategy)
-            if strategy == ALONE:
-                key = replace(key, model="local", site=MEAN)
+            key = book.judged_by(scenario, strategy)
             values = list(book.values(key).values())
             if values and (spent or not any(cell.private for cell in cells)):
-                points.setdefault(strategy, []).append((max(spent, default=None), values))
+                line = points.setdefault((strategy, line_name(key)), [])
+                line.append((max(spent, default=None), values))
     return points
 
 
 def _privacy_picture(name: str, title: str, points: Points, style: Mapping[str, Look]) -> Picture:
-    spent = sorted({round(x, 1) for line in points.values() for x, _ in line if x is not None})
-    free = any(x is None for line in points.values() for x, _ in line)
+    places = {_place(x) for line in points.values() for x, _ in line}
+    spent, free = sorted(x for x in places if x is not None), None in places
     without = 2.2 * spent[-1]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        for strategy, line in points.items():
+        for (strategy, _), line in points.items():
             look = style[strategy]
             ordered = sorted(line, key=lambda p: without if p[0] is None else p[0])
             xs = [without if x is None else x for x, _ in ordered]
@@ -185,18 +186,23 @@ def _privacy_picture(name: str, title: str, points: Points, style: Mapping[str, 
         axes.set_xlabel("epsilon spent per patient (less is more private); none: no limit")
         axes.set_ylabel(AXIS)
         axes.grid(axis="y")
-        handles = [_handle(style[s], "alone (mean)" if s == ALONE else s) for s in points]
+        handles = [_handle(style[strategy], called) for strategy, called in points]
         figure.legend(handles=handles, loc="outside right upper", handlelength=2.6)
 
     said = "; ".join(
-        f"{s}: " + ", ".join(f"{sum(v) / len(v):.3f} at {_epsilon(x)}" for x, v in line)
-        for s, line in points.items()
+        f"{called}: " + ", ".join(f"{sum(v) / len(v):.3f} at {_epsilon(x)}" for x, v in line)
+        for (_, called), line in points.items()
     )
     caption = (
         "Mean over seeds; whiskers from the lowest to the highest seed. Epsilon is that of the "
         "site that spent most. Noise came from the seeds."
     )
     return picture(name, f"Privacy against utility: {title}", caption, said, (WIDTH, 4.0), draw)
+
+
+def _place(epsilon: float | None) -> float | None:
+    """Return an epsilon as the axis tells it."""
+    return None if epsilon is None else round(epsilon, 1)
 
 
 def _apart(values: Sequence[float]) -> list[float]:

@@ -73,12 +73,15 @@ class Cell:
         scenario_digest: SHA-256 of the resolved scenario without its seeds and strategies, and
             of the files its data comes from.
         strategy_digest: SHA-256 of what the strategy changes.
+        setting: Who learns together: "federated", "alone" or "pooled".
+        description: What the strategy is, one line.
         code: SHA-256 of the sources that decide the figures.
         code_version: Release, and commit in a checkout.
         machine: Processor, cores, accelerator, versions.
         labels: Where a sweep puts it: axis -> place.
         command: The command line that planned it.
         scenario_text: The resolved scenario as JSON.
+        study_text: The study as the sites approve it, as JSON.
         state: "planned", "running", "finished" or "failed".
         reason: Why it failed, one line.
         started: ISO 8601, UTC.
@@ -109,9 +112,12 @@ class Cell:
     code: str
     code_version: str
     machine: str
+    setting: str = "federated"
+    description: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     command: str = ""
     scenario_text: str = ""
+    study_text: str = ""
     state: str = "planned"
     reason: str = ""
     started: str = ""
@@ -139,7 +145,7 @@ class SiteRow:
     Attributes:
         cell: Id of the cell.
         site: Its name.
-        train_patients: Patients it trained on.
+        train_patients: Patients it trained on, without those its study leaves out.
         held_out_patients: Its own, kept for evaluation.
         train_images: Images, or rows of a table.
         counts: Training patients of each class; of findings, those who have it.

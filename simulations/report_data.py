@@ -6,17 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shared.study import Study
 from simulations.aggregate import Aggregate, aggregate
 from simulations.records import FINAL, MEAN, Cell, Measurement, Missing, Part, SiteRow
 from simulations.results import Results
+from simulations.strategies import REFERENCES
 
-ALONE, POOLED, BASELINE = "alone", "pooled", "fedavg"
-"""The strategies everything is compared with: lower bound, upper bound, and the plain way."""
+ALONE, POOLED, BASELINE = REFERENCES
+"""The first two are also the settings (`Cell.setting`) of those two and of strategies like them."""
+
+FEDERATED = "federated"
+"""The setting of all other strategies."""
 
 PERSONAL = "personal"
 """`Measurement.model` of models that were fine-tuned at a site."""
 
-REFERENCES = (ALONE, POOLED, BASELINE)
 HEADLINE = "auc"
 """The metric that the summary, the pictures and the gap closed are about."""
 
@@ -65,9 +69,23 @@ class Book:
 
     def federated(self, scenario: str) -> list[str]:
         """Return the strategies that are real federations, best first by the headline."""
-        names = [n for n in self.strategies(scenario) if n not in (ALONE, POOLED)]
+        names = [n for n in self.strategies(scenario) if self.setting(scenario, n) == FEDERATED]
         known = [n for n in names if self.value(Key(scenario, n)) is not None]
         return sorted(known, key=lambda name: -(self.value(Key(scenario, name)) or 0.0))
+
+    def setting(self, scenario: str, strategy: str) -> str:
+        """Return who learns together in a planned strategy, as `Cell.setting`."""
+        return self.planned(scenario, strategy)[0].setting
+
+    def judged_by(self, scenario: str, strategy: str) -> Key:
+        """Return the key of a strategy's model on the test set, or of its sites' models' mean."""
+        key = Key(scenario, strategy)
+        alone = self.setting(scenario, strategy) == ALONE
+        return replace(key, model="local", site=MEAN) if alone else key
+
+    def planned(self, scenario: str, strategy: str) -> list[Cell]:
+        """Return a strategy's cells, finished or not."""
+        return [cell for cell in self._cells(scenario) if cell.strategy == strategy]
 
     def finished(self, scenario: str, strategy: str = "") -> list[Cell]:
         """Return finished cells in order; of one strategy, if given."""
@@ -76,6 +94,14 @@ class Book:
             for cell in self._cells(scenario)
             if cell.state == "finished" and strategy in ("", cell.strategy)
         ]
+
+    def seeded(self, scenario: str, strategy: str = "") -> bool:
+        """Return whether noise that came from a seed is in the figures, also of one strategy."""
+        return any(cell.seeded_noise for cell in self.finished(scenario, strategy))
+
+    def study(self, scenario: str, strategy: str) -> Study:
+        """Return the study of a planned strategy."""
+        return Study.model_validate_json(self.planned(scenario, strategy)[0].study_text)
 
     def unfinished(self) -> list[Cell]:
         """Return the cells that failed or were never finished."""
@@ -91,7 +117,7 @@ class Book:
             return None
         return min(
             cells,
-            key=lambda c: (c.strategy == POOLED, c.strategy == ALONE, c.strategy != BASELINE),
+            key=lambda c: (c.setting == POOLED, c.setting == ALONE, c.strategy != BASELINE),
         )
 
     def values(self, key: Key) -> dict[int, float]:

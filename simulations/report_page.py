@@ -14,6 +14,7 @@ from simulations.plots import Picture
 from simulations.report_data import Book
 from simulations.report_origin import failed_table, provenance_table
 from simulations.report_sheet import Sheet, show
+from simulations.report_ways import strategies_told
 from simulations.report_words import about, caveats, overall, result
 
 
@@ -167,6 +168,8 @@ def _chapter(book: Book, index: int, chapter: Chapter) -> Html:
         "section",
         element("h2", chapter.scenario, id=f"scenario-{index + 1}"),
         *said,
+        element("h3", "What is compared"),
+        _terms(strategies_told(book, chapter.scenario)),
         *tables[:2],
         _pictures(chapter.results),
         _pictures(chapter.federation),
@@ -199,10 +202,12 @@ def _failed(book: Book) -> Html:
 
 
 def _how_to_read() -> Html:
-    parts = [part for term, text in TERMS for part in (element("dt", term), element("dd", text))]
-    return element(
-        "section", element("h2", "How to read this"), element("dl", *parts, class_="topics")
-    )
+    return element("section", element("h2", "How to read this"), _terms(TERMS))
+
+
+def _terms(explained: Iterable[tuple[str, str]]) -> Html:
+    parts = [part for it, text in explained for part in (element("dt", it), element("dd", text))]
+    return element("dl", *parts, class_="topics")
 
 
 TERMS = (

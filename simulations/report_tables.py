@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from simulations.records import MEAN, WORST, Cell
-from simulations.report_data import ALONE, BASELINE, PERSONAL, POOLED, Book, Key
+from simulations.report_data import ALONE, BASELINE, FEDERATED, PERSONAL, POOLED, Book, Key
 from simulations.report_sheet import (
     UNKNOWN,
     Entry,
@@ -44,12 +44,14 @@ def strategies_table(book: Book, scenario: str) -> Sheet:
         "MB moved",
         "Epsilon",
     )
-    rows = [
-        _strategy_row(book, title, key)
+    keys = [
+        (title, key)
         for name in book.strategies(scenario)
         for title, key in _contenders(book, scenario, name)
     ]
-    return Sheet(STRATEGIES_CAPTION, titles, tuple(rows))
+    rows = tuple(_strategy_row(book, title, key) for title, key in keys)
+    seeded = tuple(book.seeded(scenario, key.strategy) for _, key in keys)
+    return Sheet(STRATEGIES_CAPTION, titles, rows, seeded)
 
 
 STRATEGIES_CAPTION = (
@@ -71,17 +73,18 @@ def subgroups_table(book: Book, scenario: str) -> Sheet | None:
     groups = book.subgroups(scenario)
     if not groups:
         return None
-    rows = []
+    rows, seeded = [], []
     for name in book.strategies(scenario):
         for title, key in _contenders(book, scenario, name):
             found = [estimate(book.figure(replace(key, subgroup=g))) for g in ("", *groups)]
             if any(entry is not UNKNOWN for entry in found[1:]):
                 rows.append((words(title), *found))
+                seeded.append(book.seeded(scenario, name))
     caption = "AUC in subgroups of the common test set. The fewer patients, the wider the interval."
     titles = [
         f"{group.replace(':', ': ')} (n = {_patients(book, scenario, group)})" for group in groups
     ]
-    return Sheet(caption, ("Strategy", "All", *titles), tuple(rows))
+    return Sheet(caption, ("Strategy", "All", *titles), tuple(rows), tuple(seeded))
 
 
 def overview_table(book: Book) -> Sheet:
@@ -125,7 +128,8 @@ def overview_table(book: Book) -> Sheet:
         "AUC on the common test set, and of the worst site on its own patients. Intervals as in "
         "the tables below. The best other strategy was chosen by its AUC in this same table."
     )
-    return Sheet(caption, titles, tuple(rows))
+    seeded = tuple(book.seeded(name) for name in book.scenarios)
+    return Sheet(caption, titles, tuple(rows), seeded)
 
 
 def closed(book: Book, scenario: str, strategy: str) -> GapClosed:
@@ -157,10 +161,10 @@ def which_is_worst(book: Book, own: Key) -> Entry:
 
 def _contenders(book: Book, scenario: str, strategy: str) -> list[tuple[str, Key]]:
     """Return the rows a strategy has: its common model, or its sites' models' mean and worst."""
-    if strategy == ALONE:
-        local = Key(scenario, strategy, model="local", site=MEAN)
-        return [("alone: mean", local), ("alone: worst", replace(local, site=WORST))]
-    rows = [(strategy, Key(scenario, strategy))]
+    key = book.judged_by(scenario, strategy)
+    if key.site == MEAN:
+        return [(f"{strategy}: mean", key), (f"{strategy}: worst", replace(key, site=WORST))]
+    rows = [(strategy, key)]
     if book.has_model(scenario, strategy, PERSONAL):
         own = Key(scenario, strategy, model=PERSONAL, site=MEAN)
         rows += [(f"{strategy}: own models", own)]
@@ -169,12 +173,13 @@ def _contenders(book: Book, scenario: str, strategy: str) -> list[tuple[str, Key
 
 def _strategy_row(book: Book, title: str, key: Key) -> tuple[Entry, ...]:
     cells = book.finished(key.scenario, key.strategy)
-    planned = [c for c in book.cells if (c.scenario, c.strategy) == (key.scenario, key.strategy)]
+    planned = book.planned(key.scenario, key.strategy)
     own = replace(key, where="own", site=MEAN)
     mean, worst = book.figure(own), replace(own, site=WORST)
-    common = key.model == "global" and key.strategy not in (POOLED, BASELINE)
+    setting = book.setting(key.scenario, key.strategy)
+    common = setting == FEDERATED and key.model == "global" and key.strategy != BASELINE
     return (
-        words(title, *(["upper bound"] if key.strategy == POOLED else [])),
+        words(title, *(["upper bound"] if setting == POOLED else [])),
         *(estimate(book.figure(replace(key, metric=metric))) for metric in METRIC_TITLES),
         part_closed(closed(book, key.scenario, key.strategy)) if common else UNKNOWN,
         *(

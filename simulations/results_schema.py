@@ -23,7 +23,7 @@ from sqlalchemy import (
     event,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Stored as SQLite's `user_version`."""
 
 metadata = MetaData()
@@ -42,9 +42,12 @@ cell_table = Table(
     Column("code", String, nullable=False),
     Column("code_version", String, nullable=False),
     Column("machine", String, nullable=False),
+    Column("setting", String, nullable=False),
+    Column("description", String, nullable=False),
     Column("labels", JSON, nullable=False),
     Column("command", String, nullable=False),
     Column("scenario_text", String, nullable=False),
+    Column("study_text", String, nullable=False),
     Column("state", String, nullable=False),
     Column("reason", String, nullable=False),
     Column("started", String, nullable=False),

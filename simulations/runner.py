@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.errors import ConsiliumError, SimulationError
+from shared.study import Study
 from simulations.build import Federation, build_federation
 from simulations.checks import check_parts
 from simulations.datasets import describe_dataset
@@ -24,6 +25,7 @@ from simulations.identity import code_digest, code_version, digest_of, files_dig
 from simulations.records import Cell, Outcome
 from simulations.results import Results
 from simulations.scenario import Scenario, study_of
+from simulations.strategies import REFERENCES
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ class Watcher(Protocol):
         """End a job; the reason is empty unless it failed."""
 
 
+def with_references(scenario: Scenario) -> Scenario:
+    """Return the scenario with the strategies that everything is compared with, after its own."""
+    compare = tuple(dict.fromkeys((*scenario.compare, *REFERENCES)))
+    return scenario.model_copy(update={"compare": compare})
+
+
 def plan_jobs(scenarios: Sequence[Scenario], command: str = "") -> list[Job]:
     """Return a job for each scenario, seed and strategy it compares.
 
@@ -67,9 +75,9 @@ def plan_jobs(scenarios: Sequence[Scenario], command: str = "") -> list[Job]:
         digest = digest_of(scenario.digest, scenario.description, files_digest(_files(scenario)))
         for seed in dict.fromkeys(scenario.seeds):
             for strategy in dict.fromkeys(scenario.compare):
-                rounds = study_of(scenario, strategy, sites).federation.rounds
-                cell = _cell(scenario, digest, strategy, seed, command)
-                jobs.append(Job(cell, scenario, rounds))
+                study = study_of(scenario, strategy, sites)
+                cell = _cell(scenario, digest, strategy, seed, study, command)
+                jobs.append(Job(cell, scenario, study.federation.rounds))
     return jobs
 
 
@@ -175,7 +183,9 @@ def _files(scenario: Scenario) -> list[Path]:
     return [Path(name) for name in named.values()]
 
 
-def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: str) -> Cell:
+def _cell(
+    scenario: Scenario, digest: str, strategy: str, seed: int, study: Study, command: str
+) -> Cell:
     """Return a planned cell; its id stands for all that its figures depend on."""
     chosen = scenario.strategy(strategy)
     way = digest_of(strategy, chosen.setting, chosen.study, chosen.often)
@@ -189,9 +199,12 @@ def _cell(scenario: Scenario, digest: str, strategy: str, seed: int, command: st
         code=code_digest(),
         code_version=code_version(),
         machine=machine(),
+        setting=chosen.setting,
+        description=chosen.description,
         labels=scenario.labels,
         command=command,
         scenario_text=scenario.model_dump_json(),
+        study_text=study.canonical(),
     )
 
 

@@ -20,6 +20,9 @@ Ints = NDArray[np.int64]
 
 RESAMPLES = 1000
 ECE_BINS = 10
+BIASED: frozenset[Metric] = frozenset({"ece"})
+"""Metrics that read high by chance alone: a gap between what is said and what is so has no sign."""
+
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -33,6 +36,8 @@ class Score:
         patients: Patients scored.
         over: Classes, findings or sites the value is a mean over.
         of: How many there are.
+        biased: Whether chance pushes the figure one way, as it does a minimum (down) and a sum
+            of absolute values (up).
     """
 
     value: float | None
@@ -40,10 +45,16 @@ class Score:
     patients: int
     over: int
     of: int
+    biased: bool = False
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
-        """Ends of the 95 % percentile interval (Efron and Tibshirani 1993, ch. 13).
+        """Ends of the 95 % bootstrap interval.
+
+        It is the percentile interval (Efron and Tibshirani 1993, ch. 13); of a biased figure the
+        reflected, or basic, one (Davison and Hinkley 1997, section 5.2): resamples are pushed as
+        far from the value as the value is from the truth, so their quantiles are mirrored at it.
+        That is cut off at 0 and 1, and stretched to the value where it leaves it out.
 
         There is none where the value is defined in less than half of the resamples.
         """
@@ -51,7 +62,12 @@ class Score:
         if self.value is None or not len(usable) or 2 * len(usable) < len(self.replicates):
             return None, None
         low, high = np.quantile(usable, [0.025, 0.975]).tolist()
-        return low, high
+        if not self.biased:
+            return low, high
+        return (
+            min(max(2 * self.value - high, 0.0), self.value),
+            max(min(2 * self.value - low, 1.0), self.value),
+        )
 
 
 Scores = Mapping[Metric, Score]
@@ -96,7 +112,9 @@ def score(
         each = np.concatenate([part[metric] for part in parts], axis=1)
         means, over = _nanmean(each), int(np.isfinite(each[:, 0]).sum())
         value = float(means[0]) if over else None
-        found[metric] = Score(value, means[1:], len(labels), over, len(each))
+        found[metric] = Score(
+            value, means[1:], len(labels), over, len(each), biased=metric in BIASED
+        )
     return found
 
 
@@ -120,9 +138,10 @@ def over_sites(
     worse = np.fmax if metric in LOWER_IS_BETTER else np.fmin
     values = np.array([s.value for s in defined], dtype=np.float64)
     drawn = np.stack([s.replicates for s in defined])
-    mean = Score(float(values.mean()), _nanmean(drawn), patients, len(defined), number)
+    known = (patients, len(defined), number)
+    mean = Score(float(values.mean()), _nanmean(drawn), *known, biased=metric in BIASED)
     worst = float(worse.reduce(values))
-    return mean, Score(worst, worse.reduce(drawn, axis=0), patients, len(defined), number)
+    return mean, Score(worst, worse.reduce(drawn, axis=0), *known, biased=True)
 
 
 class _Column:

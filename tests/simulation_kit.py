@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.study import Study, Task, Training
 from simulations.records import (
     LOWER_IS_BETTER,
     MEAN,
@@ -24,7 +25,11 @@ from simulations.records import (
 )
 from simulations.results import Results
 
-SKILL = {"alone": 0.70, "pooled": 0.95, "fedavg": 0.86, "fedprox": 0.865, "scaffold": 0.92}
+SETTINGS = (("alone", "alone"), ("pooled", "pooled"))
+SKILL = {
+    "alone": 0.70, "alone-more": 0.75, "fedavg": 0.86, "fedprox": 0.865, "scaffold": 0.92,
+    "pooled": 0.95, "pooled-more": 0.97,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class MadeUp:
         labels: Places in a sweep.
         subgroups: Whether subgroups are scored.
         failed: (strategy, seed) of cells that failed.
+        settings: (strategy, setting) of own strategies that are no federations.
     """
 
     name: str = "dirichlet-0.1"
@@ -60,6 +66,7 @@ class MadeUp:
     labels: tuple[tuple[str, str], ...] = ()
     subgroups: bool = False
     failed: tuple[tuple[str, int], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def write_results(folder: Path, scenarios: Sequence[MadeUp]) -> Path:
@@ -92,10 +99,19 @@ def cell_of(made_up: MadeUp, strategy: str, seed: int) -> Cell:
         code="c0de" * 16,
         code_version="0.1.0 (abc1234)",
         machine="Imaginary CPU, 2 cores, Python 3.11",
+        setting=dict((*SETTINGS, *made_up.settings)).get(strategy, "federated"),
         labels=dict(made_up.labels),
         command=f"consilium simulate run {made_up.name}.toml",
+        description=f"made up as {strategy}",
         scenario_text=json.dumps({"name": made_up.name, "seeds": list(range(made_up.seeds))}),
+        study_text=_study(strategy).canonical(),
     )
+
+
+def _study(strategy: str) -> Study:
+    """Return a study; of `often`, one that averages after half of the steps."""
+    training = Training(local_steps=4 if strategy == "often" else 8)
+    return Study(name="made-up", task=Task(classes=("normal", "pneumonia")), training=training)
 
 
 def outcome(made_up: MadeUp, cell: Cell) -> Outcome:
@@ -107,8 +123,7 @@ def outcome(made_up: MadeUp, cell: Cell) -> Outcome:
     mixes = chance.dirichlet(np.full(len(made_up.classes), 0.6), made_up.sites)
     counts = [chance.multinomial(size, mix) for size, mix in zip(sizes, mixes, strict=True)]
     private = made_up.epsilon is not None
-    federated = cell.strategy not in ("alone", "pooled")
-    messages = made_up.sites * made_up.rounds if federated else 0
+    messages = made_up.sites * made_up.rounds if cell.setting == "federated" else 0
     finished = replace(
         cell,
         state="finished",
@@ -117,7 +132,8 @@ def outcome(made_up: MadeUp, cell: Cell) -> Outcome:
         study_digest=hashlib.sha256(f"{made_up.name} {cell.strategy}".encode()).hexdigest(),
         private=private,
         seeded_noise=private,
-        epsilon=made_up.epsilon and made_up.epsilon - 0.003,
+        # Strategies spend a little less than they may, each as its own plan comes out.
+        epsilon=made_up.epsilon and made_up.epsilon - (0.003 if "fed" in cell.strategy else 0.1),
         delta=1e-5 if private else None,
         rounds=made_up.rounds,
         bytes_up=61_000 * messages,
@@ -136,7 +152,7 @@ def outcome(made_up: MadeUp, cell: Cell) -> Outcome:
         )
         for name, size, count in zip(names, sizes, counts, strict=True)
     ]  # fmt: skip
-    if cell.strategy == "pooled":
+    if cell.setting == "pooled":
         size = sum(r.train_patients for r in rows)
         held_out = sum(r.held_out_patients for r in rows)
         total = tuple(int(n) for n in np.sum([r.counts for r in rows], axis=0))
@@ -156,7 +172,7 @@ def measurements(
     """Return the figures of a cell: strategies differ by skill, sites and seeds by chance."""
     chance = np.random.default_rng(hash_of(f"{cell.strategy}/{cell.seed}"))
     skill = SKILL.get(cell.strategy, 0.80 + hash_of(cell.strategy) % 100 / 1000)
-    if cell.strategy != "pooled":
+    if cell.setting != "pooled":
         skill -= made_up.harm
     skill -= 0.25 / (1 + (made_up.epsilon or np.inf)) + 0.01 * (cell.seed % 3)
     found: list[Measurement] = []
@@ -182,7 +198,7 @@ def measurements(
                 m = replace(like, metric=metric, site=site, over=len(values), of=len(each))
                 found.append(replace(m, value=value, low=value - 0.02, high=value + 0.02))
 
-    model = "local" if cell.strategy == "alone" else "global"
+    model = "local" if cell.setting == "alone" else "global"
     if model == "global":
         for number in range(made_up.rounds + 1):
             reached = 0.5 + (skill - 0.5) * (1 - np.exp(-4 * number / made_up.rounds))

@@ -158,6 +158,35 @@ def test_what_is_missing_where_adds_up() -> None:
     assert not np.isnan(federation.test.images).any()
 
 
+def test_labels_are_lost_out_of_those_there_were_just_before() -> None:
+    """Noise makes other labels of a class; losing them is a part of the noisy ones."""
+    noise = {"kind": "label-noise", "part": 0.4}
+    loss = {"kind": "missing-labels", "part": 0.8, "classes": ["opacity"]}
+    clean = built(PHANTOMS, seed=3)
+    noisy = built(PHANTOMS, seed=3, degrade=[noise])
+    both = built(PHANTOMS, seed=3, degrade=[noise, loss])
+    told = {(each.site, each.what, each.name): each for each in both.missing}
+    for true, wrong, left in zip(clean.sites, noisy.sites, both.sites, strict=True):
+        ill = [
+            sum(int(side.labels.sum()) for side in (site.train, site.held_out))
+            for site in (true, wrong, left)
+        ]
+        assert told[true.name, "wrong label", "opacity"].total == ill[0]
+        lost = told[true.name, "label", "opacity"]
+        assert (lost.count, lost.total) == (ill[1] - ill[2], ill[1])
+
+
+def test_parts_of_one_kind_are_told_together() -> None:
+    part = {"kind": "missing-labels", "part": 0.5}
+    once, twice = (built(TABLE, degrade=[part] * times) for times in (1, 2))
+    assert [(m.site, m.name, m.total) for m in twice.missing] == [
+        (m.site, m.name, m.total) for m in once.missing
+    ]
+    for site in twice.sites:
+        lost = sum(m.count for m in twice.missing if m.site == site.name)
+        assert lost == 100 - len(site.train) - len(site.held_out)
+
+
 def test_gaps_of_real_hospitals_are_told_as_found(real_data: Path) -> None:
     base = {
         "name": "heart",

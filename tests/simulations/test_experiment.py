@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -20,8 +22,11 @@ from simulations.build import Federation, build_federation
 from simulations.engine import Resources, simulate
 from simulations.experiment import run_cell, tidy
 from simulations.records import FINAL, MEAN, METRICS, WORST, Cell, Measurement, Outcome
+from simulations.report import write_report
+from simulations.results import Results
 from simulations.runner import plan_jobs
-from simulations.scenario import Scenario, study_of
+from simulations.scenario import Behaviour, Scenario, Slow, study_of
+from simulations.trace import read_trace
 
 IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
 ROUNDS = 2
@@ -197,6 +202,32 @@ def test_who_was_away_or_sent_nonsense_is_noted_and_what_was_sent_in_vain_is_cou
     assert (outcome.cell.bytes_up, outcome.cell.bytes_down) == (5 * size, 8 * size)
 
 
+def test_what_was_sent_in_rounds_that_were_cut_short_is_counted_once(
+    scenario: Scenario, together: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    """Killed in the middle of round 2 and of the closing evaluation, with all that was logged."""
+    run = shutil.copytree(together[1] / "run", tmp_path / "run")
+    lines = (run / "events.jsonl").read_text().splitlines()
+    replied = [n for n, line in enumerate(lines) if json.loads(line)["event"] == "site-replied"]
+    start = next(json.loads(line) for line in lines if "run-started" in line)
+    second, closing = replied[3 + 1] + 1, replied[3 * ROUNDS] + 1
+
+    def again(done: int) -> str:
+        return json.dumps(start | {"rounds_done": done})
+
+    after = next(n for n, line in enumerate(lines) if '"round-finished"' in line) + 1
+    evaluated = [n for n, line in enumerate(lines) if '"round-finished"' in line][-1] + 1
+    killed = [
+        *lines[:second], again(1), *lines[after:second], again(1), *lines[after:closing],
+        again(ROUNDS), *lines[evaluated:],
+    ]  # fmt: skip
+    assert len(killed) > len(lines) + 6
+    (run / "events.jsonl").write_text("\n".join(killed) + "\n")
+    trace = read_trace(run, study_of(scenario, "fedavg", 3), "cell")
+    cell = together[0].cell
+    assert (trace.bytes_up, trace.bytes_down) == (cell.bytes_up, cell.bytes_down)
+
+
 def test_the_same_seed_gives_the_same_figures_to_the_last_bit(
     scenario: Scenario, together: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
@@ -266,6 +297,51 @@ def test_what_the_sites_lack_is_noted_and_summed_up_where_they_are_pooled(tmp_pa
     assert {m.site for m in pooled} == {"pooled"}
     assert sum(m.count for m in pooled) == sum(m.count for m in lacking)
     assert sum(m.of for m in pooled) == sum(m.total for m in lacking)
+
+
+TABLE: dict[str, Any] = {
+    "name": "tiny-table",
+    "data": {"source": "made-up-table", "patients": 120, "test_patients": 60},
+    "sites": {"number": 2},
+    "degrade": [{"kind": "missing-values", "part": 0.3, "columns": ["pressure", "glucose"]}],
+    "study": {
+        "federation": {"rounds": 1},
+        "training": {"local_steps": 1},
+        "model": {"layers": []},
+        "table": {"missing": "indicator"},
+        "privacy": {"enabled": False},
+    },
+    "strategies": {
+        "whole-rows": {
+            "description": "only patients without a gap train",
+            "study": {"table": {"missing": "drop"}},
+        }
+    },
+    "compare": ["fedavg", "whole-rows"],
+}
+
+
+def test_patients_a_study_leaves_out_are_not_told_as_trained_on(tmp_path: Path) -> None:
+    scenario = Scenario.model_validate(TABLE)
+    sites = build_federation(scenario, 0).sites
+    for strategy in ("fedavg", "whole-rows"):
+        rows = compute(scenario, strategy, tmp_path / strategy).sites
+        for row, site in zip(rows, sites, strict=True):
+            whole = ~np.isnan(site.train.images).any(axis=1)
+            stays = whole if strategy == "whole-rows" else np.ones_like(whole)
+            assert row.train_patients == row.train_images == stays.sum()
+            assert row.counts == tuple(np.bincount(site.train.labels[stays], minlength=2))
+            assert whole.sum() < len(whole)
+
+
+def test_the_report_tells_which_remedies_ran(tmp_path: Path) -> None:
+    with Results(tmp_path, create=True) as results:
+        results.plan(job.cell for job in plan_jobs([Scenario.model_validate(TABLE)]))
+    page = write_report(tmp_path).read_text().partition("How to read this")[0]
+    told = dict(re.findall(r"<dt>(fedavg|whole-rows)</dt><dd>(.*?)</dd>", page))
+    averaged = "The mean of the updates (McMahan et al. 2017). Missing values: indicator: "
+    assert told["fedavg"].startswith(averaged)
+    assert "Only patients without a gap train. Missing values: drop" in told["whole-rows"]
 
 
 def test_of_a_finished_cell_models_and_logs_stay_and_scratch_goes(
@@ -351,6 +427,21 @@ def test_a_hospital_whose_program_fails_fails_the_cell(
     assert "Traceback" in Path(caught.value.where).read_text()
 
 
+def test_a_site_that_is_late_in_every_round_has_spent_what_its_ledger_says(tmp_path: Path) -> None:
+    private = with_study(privacy={"enabled": True, "epsilon": 8})
+    slow = private.model_copy(
+        update={"behaviour": Behaviour(slow=(Slow(sites=(3,), seconds=1e6),))}
+    )
+    outcome = compute(slow, "fedavg", tmp_path / "slow")
+    in_time = compute(private, "fedavg", tmp_path / "in-time")
+    assert {p.state for p in outcome.parts if p.site == "site-3"} == {"late"}
+    for row, other in zip(outcome.sites, in_time.sites, strict=True):
+        assert row.epsilon is not None
+        assert row.epsilon == other.epsilon
+        assert (row.delta, row.noise_multiplier) == (other.delta, other.noise_multiplier)
+    assert outcome.cell.epsilon == in_time.cell.epsilon
+
+
 def test_a_cell_is_another_one_when_anything_its_figures_depend_on_changes(
     scenario: Scenario,
 ) -> None:
@@ -378,3 +469,11 @@ def test_a_cell_tells_where_it_comes_from(scenario: Scenario) -> None:
     assert len(cell.code) == 64
     assert Scenario.model_validate_json(cell.scenario_text).digest == scenario.digest
     assert replace(cell, state="planned") == cell
+
+
+def test_a_cell_tells_who_learns_together(scenario: Scenario) -> None:
+    own = {"my-pool": {"setting": "pooled"}, "my-way": {"study": {"privacy": {"clip": 2}}}}
+    more = tiny(strategies=own, compare=[*scenario.compare, *own])
+    assert [job.cell.setting for job in plan_jobs([more])] == [
+        *("alone", "pooled", "federated", "pooled", "federated")
+    ]

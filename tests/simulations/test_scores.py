@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -106,6 +107,69 @@ def test_the_interval_of_the_auc_is_that_of_hanley_and_mcneil() -> None:
     variance = auc * (1 - auc) + (positive - 1) * (q1 - auc**2) + (negative - 1) * (q2 - auc**2)
     half = 1.96 * np.sqrt(variance / positive / negative)
     assert found.interval == pytest.approx((auc - half, auc + half), abs=0.15 * half)
+
+
+def patients_of(random: np.random.Generator, number: int) -> tuple[Floats, Ints]:
+    """Draw patients, three in ten of them ill, whose scores are 1.5 deviations higher."""
+    labels = (np.arange(number) < 0.3 * number).astype(np.int64)
+    return outspoken(random.normal(size=number) + 1.5 * labels), labels
+
+
+def outspoken(scores: Floats) -> Floats:
+    values = 1 / (1 + np.exp(-scores))
+    return np.stack([1 - values, values], axis=1)
+
+
+def overconfident(random: np.random.Generator, number: int) -> tuple[Floats, Ints]:
+    """Draw patients of whom the model is twice as sure, in log odds, as it should be."""
+    odds = 1.5 * random.normal(size=number)
+    ill = random.random(number) < 1 / (1 + np.exp(-odds))
+    return outspoken(2 * odds), ill.astype(np.int64)
+
+
+def test_the_interval_of_the_worst_of_equal_sites_covers_the_auc_they_share() -> None:
+    truth = float(norm.cdf(1.5 / np.sqrt(2)))
+    random, runs = np.random.default_rng(1), 100
+    covered = 0
+    for run in range(runs):
+        sites = [
+            score(*patients_of(random, 30), BINARY, resamples=200, seed=f"{run} {site}")["auc"]
+            for site in range(8)
+        ]
+        _, worst = over_sites("auc", sites)
+        low, high = worst.interval
+        assert low is not None
+        assert high is not None
+        assert worst.value is not None
+        assert 0 <= low <= worst.value <= high <= 1
+        covered += low <= truth <= high
+    # 95 of 100 and three standard deviations; the percentile interval covers it in about 15.
+    assert covered >= 88
+
+
+def test_the_interval_of_the_calibration_error_covers_that_of_the_population() -> None:
+    random, runs = np.random.default_rng(2), 100
+    everybody, ill = overconfident(random, 200_000)
+    truth = calibration_error(ill, everybody[:, 1])
+    covered = 0
+    for run in range(runs):
+        found = score(*overconfident(random, 120), BINARY, resamples=200, seed=str(run))["ece"]
+        low, high = found.interval
+        assert low is not None
+        assert high is not None
+        assert found.value is not None
+        assert 0 <= low <= found.value <= high <= 1
+        covered += low <= truth <= high
+    # The percentile interval covers it in about 55.
+    assert covered >= 88
+
+
+def test_a_biased_figure_has_its_replicates_mirrored_at_it() -> None:
+    replicates = np.linspace(0.2, 0.6, 401)  # 95 % of them lie from 0.21 to 0.59
+    assert Score(0.5, replicates, 9, 1, 1).interval == pytest.approx((0.21, 0.59))
+    assert Score(0.5, replicates, 9, 1, 1, biased=True).interval == pytest.approx((0.41, 0.79))
+    assert Score(0.1, replicates, 9, 1, 1, biased=True).interval == pytest.approx((0, 0.1))
+    assert Score(0.9, replicates, 9, 1, 1, biased=True).interval == pytest.approx((0.9, 1))
 
 
 def test_without_a_class_what_needs_it_is_missing_and_the_rest_is_not() -> None:

@@ -21,6 +21,8 @@ from scipy import stats
 from simulation_kit import MadeUp, cell_of, outcome, write_results
 
 from shared.errors import CoordinatorError
+from simulations.plots import looks
+from simulations.plots_results import learning_curves, worst_site
 from simulations.report import write_report
 from simulations.report_data import Key, read_book
 from simulations.report_sheet import Entry, Sheet, to_csv
@@ -215,6 +217,38 @@ def test_a_figure_is_the_mean_over_seeds_with_students_interval(
     assert float(rows["fedavg"]["Rounds"]) == 4
 
 
+def test_own_strategies_are_what_their_setting_says(tmp_path: Path) -> None:
+    """One that pools does not win among the federated; one of sites alone has figures."""
+    strategies = ("alone", "pooled", "fedavg", "scaffold", "pooled-more", "alone-more")
+    settings = (("pooled-more", "pooled"), ("alone-more", "alone"))
+    made_up = MadeUp("own", strategies, seeds=3, sites=4, rounds=3, settings=settings)
+    folder = write_results(tmp_path, [made_up])
+    write_report(folder)
+    rows = {row["Strategy"]: row for row in table(folder, "strategies")}
+    assert list(rows) == [
+        "alone: mean", "alone: worst", "pooled", "fedavg", "scaffold", "pooled-more",
+        "alone-more: mean", "alone-more: worst",
+    ]  # fmt: skip
+    with sqlite3.connect(folder / "results.sqlite") as database:
+        local = {"model": "local", "site": "(mean)", "metric": "auc", "strategy": "alone-more"}
+        found = in_database(database, **local)
+    mean = statistics.mean(value for value, *_ in found)
+    assert float(rows["alone-more: mean"]["AUC"]) == pytest.approx(mean)
+    assert {name: row["Gap closed"] != "" for name, row in rows.items()} == {
+        name: name == "scaffold" for name in rows
+    }
+    (overview,) = table(folder, "overview")
+    assert overview["Best other"] == "scaffold"
+    book = read_book(folder)
+    assert book.federated("own") == ["scaffold", "fedavg"]
+    said = " ".join([*result(book, "own"), *caveats(book), *overall(book)])
+    assert "-more" not in said
+    style = looks(strategies)
+    curves = learning_curves("c", book, "own", style)
+    assert curves is not None
+    assert f"alone-more {mean:.3f}" in curves.alt
+
+
 def test_the_bootstrap_interval_is_shown_beside_that_over_seeds(
     results: Path, database: sqlite3.Connection
 ) -> None:
@@ -222,6 +256,46 @@ def test_the_bootstrap_interval_is_shown_beside_that_over_seeds(
     low, high = (statistics.mean(row[i] for row in found) for i in (1, 2))
     page = (results / "report.html").read_text()
     assert f"({low:.3f}–{high:.3f})".replace("0.", ".") in page
+
+
+def test_what_is_of_few_sites_says_so_beside_the_figure(tmp_path: Path) -> None:
+    """With eight classes and small sites some lack a class, so that they have no AUC."""
+    classes = tuple("abcdefgh")
+    made_up = MadeUp("few", ("alone", "pooled", "fedavg"), seeds=2, rounds=1, classes=classes)
+    folder = write_results(tmp_path, [made_up, replace(made_up, name="more")])
+    query = (
+        'select min(over), max("of") from measurement join cell on cell.id = measurement.cell '
+        "where scenario = 'few' and strategy = 'fedavg' and metric = 'auc' and site = '(mean)' "
+        "and \"where\" = 'own'"
+    )
+    with sqlite3.connect(folder / "results.sqlite") as database:
+        ((over, of),) = database.execute(query).fetchall()
+    assert 0 < over < of == 8
+    few = f"{over} of 8 sites"
+    page = write_report(folder).read_text()
+    glance = page.partition("All scenarios at a glance")[2].partition("<h3>")[0]
+    assert glance.count(f"of {few}") == 2
+    book = read_book(folder)
+    assert f"below the mean of the {few} where it is defined" in " ".join(result(book, "few"))
+    assert f"the lowest of the {few} where it is defined" in " ".join(overall(book))
+    picture = worst_site("w", book, "few", looks(made_up.strategies))
+    assert picture is not None
+    assert f"of {few}" in picture.alt
+
+
+def test_every_table_of_private_figures_says_that_their_noise_is_seeded(tmp_path: Path) -> None:
+    free = MadeUp("free", ("alone", "pooled", "fedavg"), seeds=1, sites=2, rounds=1, subgroups=True)
+    folder = write_results(tmp_path, [free, replace(free, name="private", epsilon=8.0)])
+    page = write_report(folder).read_text()
+    captions = re.findall(r"<caption>(.*?)</caption>", page)
+    noisy = [caption for caption in captions if "Noise of private runs is seeded" in caption]
+    assert len(noisy) == 4  # all scenarios; strategies, sites and subgroups of the private one
+    for name in ("overview", "strategies", "sites-private", "subgroups-private", "figures"):
+        for row in table(folder, name):
+            private = "private" in (row.get("scenario"), row.get("Scenario"))
+            assert row["seeded_noise"] == str(private), name
+    for name in ("sites-free", "subgroups-free"):
+        assert "seeded_noise" not in table(folder, name)[0]
 
 
 def test_the_worst_site_is_found_in_each_seed(results: Path, database: sqlite3.Connection) -> None:
