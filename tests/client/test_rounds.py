@@ -125,6 +125,16 @@ def test_a_study_without_privacy_trains_where_allowed_and_claims_nothing(
     assert ward.code(ward.ask(private, 1)) == "budget-exhausted"
 
 
+@pytest.mark.parametrize("evaluation", ["none", "exact"])
+def test_the_limit_on_epsilon_has_nothing_to_limit_where_none_is_spent(
+    make_ward: MakeWard, evaluation: str
+) -> None:
+    ward = make_ward(allow_without_privacy=True, max_epsilon_per_study=1, evaluation=evaluation)
+    study = ward.study(privacy={"enabled": False})
+    ward.approve(study)
+    assert ward.ask(study, 1).outcome == "update"
+
+
 def test_a_patient_who_opts_out_is_in_no_later_round_and_stays_charged(ward: Ward) -> None:
     study = ward.study()
     ward.approve(study)

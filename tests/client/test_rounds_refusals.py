@@ -75,6 +75,11 @@ def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
         ({"max_rounds_per_day": 0}, {}, "policy-rounds"),
         ({"approvals_expire": date(2026, 2, 28)}, {}, "study-not-approved"),
         ({}, {"privacy": {"enabled": False}}, "policy-epsilon"),
+        (
+            {"max_epsilon_per_study": 7.9, "allow_without_privacy": True},
+            {"privacy": {"enabled": False}},
+            "policy-epsilon",
+        ),
     ],
 )
 def test_the_policy_refuses_with_a_code_without_numbers_and_without_cost(
