@@ -269,5 +269,5 @@ def test_training_that_fails_to_be_kept_leaves_the_closing_undone(ward: Ward) ->
         ward.request(study, CLOSING, task="evaluate"),
         initial_weights(study),
     )
-    assert ward.code(reply) == "internal-error"
+    assert ward.code(reply) == "site-unready"
     assert charged(ward, "train") == []
