@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from client.data.patients import PatientSet
 from client.data.targets import count_labels
 from client.privacy.budget import Limits
 from client.privacy.chain import Purpose
@@ -59,15 +60,34 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
             "policy.min_patients, or the study's data.min_patients",
             "Add patients; `consilium site data` says what was set aside and why",
         )
-    for name, count in count_labels(labels, study.task).items():
-        if count < policy.min_patients_per_class and (count or not study.task.findings):
-            raise PolicyRefusal(
-                "policy-cohort",
-                f"{count} training patients of class {name} where the policy asks for "
-                f"{policy.min_patients_per_class}",
-                "policy.min_patients_per_class",
-                "Add patients of this class, or check the mapping of labels in site.toml",
-            )
+    for name, count in _rare(policy, study, labels).items():
+        raise PolicyRefusal(
+            "policy-cohort",
+            f"{count} training patients of class {name} where the policy asks for "
+            f"{policy.min_patients_per_class}",
+            "policy.min_patients_per_class",
+            "Add patients of this class, or check the mapping of labels in site.toml",
+        )
+
+
+def shares_counts(policy: Policy, study: Study, labels: torch.Tensor) -> bool:
+    """Tell whether counts of the scores of these held-out patients may leave.
+
+    Without noise the count of one patient is that patient's score and class, so exact counts
+    need as many patients as training does, in all and of each class.
+    """
+    if policy.evaluation != "exact":
+        return policy.evaluation == "noised"
+    return len(labels) >= policy.min_patients and not _rare(policy, study, labels)
+
+
+def shares_subgroups(policy: Policy, study: Study, held_out: PatientSet) -> bool:
+    """Tell whether the same holds of every subgroup in which anybody is; else none may leave."""
+    return all(
+        shares_counts(policy, study, held_out.labels[cells == cell])
+        for cells in held_out.groups.values()
+        for cell in set(cells.tolist())
+    )
 
 
 def check_delta(policy: Policy, delta: float) -> None:
@@ -99,6 +119,15 @@ def check_day(policy: Policy, rounds_today: int) -> None:
             "policy.max_rounds_per_day",
             "The site takes part again tomorrow",
         )
+
+
+def _rare(policy: Policy, study: Study, labels: torch.Tensor) -> dict[str, int]:
+    """Return the classes of which there are too few patients, and how many there are."""
+    return {
+        name: count
+        for name, count in count_labels(labels, study.task).items()
+        if count < policy.min_patients_per_class and (count or not study.task.findings)
+    }
 
 
 def limits(policy: Policy) -> Limits:
