@@ -17,7 +17,7 @@ def check_study(policy: Policy, study: Study) -> None:
     """Refuse a study that asks for more than the policy grants any study.
 
     Raises:
-        PolicyRefusal: `policy-epsilon` or `policy-delta`.
+        PolicyRefusal: `policy-epsilon`, `policy-delta` or `policy-rounds`.
     """
     asked, granted = study.privacy.epsilon, policy.max_epsilon_per_study
     if not study.privacy.enabled and not policy.allow_without_privacy:
@@ -38,6 +38,14 @@ def check_study(policy: Policy, study: Study) -> None:
         )
     if study.privacy.delta is not None:
         check_delta(policy, study.privacy.delta)
+    if study.training.personal_rounds > policy.max_rounds_per_day:
+        raise PolicyRefusal(
+            "policy-rounds",
+            f"the study fine-tunes for {study.training.personal_rounds} rounds in a row, the "
+            f"policy allows {policy.max_rounds_per_day} a day",
+            "policy.max_rounds_per_day",
+            "Ask for a study with fewer training.personal_rounds, or raise the limit",
+        )
 
 
 def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
@@ -105,17 +113,22 @@ def check_delta(policy: Policy, delta: float) -> None:
         )
 
 
-def check_day(policy: Policy, rounds_today: int) -> None:
-    """Refuse a round beyond the day's limit.
+def check_day(policy: Policy, rounds_today: int, coming: int = 1) -> None:
+    """Refuse rounds beyond the day's limit.
+
+    Args:
+        policy: The policy.
+        rounds_today: Rounds of training charged today.
+        coming: Rounds that are to follow at once.
 
     Raises:
         PolicyRefusal: `policy-rounds`.
     """
-    if rounds_today >= policy.max_rounds_per_day:
+    if rounds_today + coming > policy.max_rounds_per_day:
         raise PolicyRefusal(
             "policy-rounds",
             f"{rounds_today} rounds were begun today (UTC), the policy allows "
-            f"{policy.max_rounds_per_day}",
+            f"{policy.max_rounds_per_day}, which leaves no room for {coming} more",
             "policy.max_rounds_per_day",
             "The site takes part again tomorrow",
         )

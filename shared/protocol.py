@@ -19,7 +19,7 @@ RefusalCode = Literal[
     "policy-epsilon",  # the study's epsilon exceeds what the policy grants
     "policy-delta",
     "policy-cohort",  # too few patients, in all or of a class
-    "policy-rounds",  # more rounds a day than allowed
+    "policy-rounds",  # more rounds a day than allowed, personal ones included
     "policy-device",  # memory, device or hours
     "policy-evaluation",
     "budget-exhausted",  # the ledger has no budget (or no spare round) left
