@@ -20,7 +20,7 @@ from shared.errors import (
     SiteError,
     StudyError,
 )
-from shared.protocol import Refusal, Reply, Request, Spending
+from shared.protocol import Question, Refusal, Reply, Request, Spending
 from shared.study import Study
 from shared.transport import Weights
 
@@ -57,18 +57,27 @@ def answer(
 
 def refuse(hospital: Hospital, request: Request, error: Exception) -> Reply:
     """Return a refusal, which tells its code and nothing else, after noting it locally."""
-    code = _code(error)
-    fields = {"outcome": "refused", "code": code, "error": type(error).__name__}
+    note_refusal(hospital, request, error)
+    return refusal(request, error)
+
+
+def note_refusal(hospital: Hospital, asked: Request | Question | None, error: Exception) -> None:
+    """Note a refusal in the audit log, also of a message that does not say what it asks."""
+    fields = {"outcome": "refused", "code": _code(error), "error": type(error).__name__}
     try:
-        hospital.log(event(request, "round-refused", **fields))
+        hospital.log(event(asked, "round-refused", **fields))
     except SiteError as problem:
         log.error("%s", problem)  # nothing leaves but the code, so the refusal stands
+
+
+def refusal(asked: Request | Question, error: Exception) -> Reply:
+    """Return a refusal, which tells its code and nothing else."""
     return Reply(
-        study_digest=request.study_digest,
-        run=request.run,
-        round=request.round,
+        study_digest=asked.study_digest,
+        run=asked.run,
+        round=asked.round,
         outcome="refused",
-        refusal=Refusal.model_validate({"code": code}),
+        refusal=Refusal.model_validate({"code": _code(error)}),
     )
 
 
@@ -93,19 +102,13 @@ def sent_event(request: Request, reply: Reply, update: Weights) -> Event:
     )
 
 
-def event(request: Request, name: str, **fields: object) -> Event:
-    """Return the audit log's line on a request."""
-    return Event.model_validate(
-        {
-            "event": name,
-            "study": request.study_digest,
-            "task": request.task,
-            "run": request.run,
-            "round": request.round,
-            "attempt": request.attempt,
-            **fields,
-        }
-    )
+def event(asked: Request | Question | None, name: str, **fields: object) -> Event:
+    """Return the audit log's line on a request, or on what could be read of one."""
+    told: dict[str, object] = {"event": name}
+    if asked is not None:
+        told["study"] = asked.study_digest
+        told |= asked.model_dump(include={"task", "run", "round", "attempt"})
+    return Event.model_validate(told | fields)
 
 
 def _spending(ledger: Ledger, study: Study) -> Spending | None:
@@ -137,5 +140,6 @@ def _code(error: Exception) -> str:
         DataError: "data-unusable",
         LedgerError: "ledger-invalid",
         ProtocolError: "message-invalid",
+        SiteError: "site-unready",
     }
     return next((code for kind, code in codes.items() if type(error) is kind), "internal-error")

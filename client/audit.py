@@ -17,6 +17,9 @@ from shared.protocol import LedgerHead, RefusalCode
 
 GENESIS = "0" * 64
 
+MAX_BY = 200
+"""Longest name of who decided, in characters."""
+
 EventName = Literal[
     "study-offered",
     "study-approved",
@@ -73,7 +76,7 @@ class Event(BaseModel):
     outcome: str = ""
     code: RefusalCode | None = None
     error: str = ""
-    by: str = Field(default="", max_length=200)
+    by: str = Field(default="", max_length=MAX_BY)
     patients: int = 0
     epsilon: float | None = None
     delta: float | None = None

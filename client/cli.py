@@ -106,8 +106,8 @@ def approve(home: Home, digest: Digest, by: By) -> None:
     site = load_site(home)
     approvals = Approvals(site)
     whole = _whole(digest, [study.digest for study in approvals.offered()])
-    study = approvals.approve(whole, by)
     _log(site, "study-approved", whole, by)
+    study = approvals.approve(whole, by)
     typer.echo(f"Approved {study.name} ({whole}).")
     _warn(site, study)
 
@@ -120,8 +120,8 @@ def revoke(home: Home, digest: Digest, by: By) -> None:
     site = load_site(home)
     approvals = Approvals(site)
     whole = _whole(digest, [approval.digest for approval in approvals.approved()])
-    approvals.revoke(whole)
     _log(site, "study-revoked", whole, by)
+    approvals.revoke(whole)
     typer.echo(f"Revoked {whole}.")
 
 
@@ -218,6 +218,7 @@ def _warn(site: Site, study: Study) -> None:
 
 
 def _log(site: Site, event: str, study: str, by: str) -> None:
+    """Note what a person decides, before it takes effect: nothing may hold without a line."""
     from client.audit import AuditLog, Event
     from client.vault import Vault
 

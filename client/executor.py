@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 import shared.flower  # noqa: F401  (silences Flower before its first import)
+from client.process import forbid_core_dumps
 
 
 def main() -> None:
     """Load everything, then serve the node at the address given on the command line."""
+    forbid_core_dumps()
     import opacus.grad_sample
     import scipy.stats
     import torch._dynamo  # torch.optim imports it at its first use

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from shared.errors import ConsiliumError, ProtocolError, SiteError
+from shared.errors import ConsiliumError, ProtocolError
 from shared.models import build_model, get_weights, set_weights
 from shared.protocol import CONTROL, Statistics
 from shared.statistics import statistics_layout
@@ -63,9 +63,9 @@ def check_update(update: Weights, weights: Weights) -> None:
         weights: The global weights, already checked.
 
     Raises:
-        SiteError: It must not leave.
+        ConsiliumError: It must not leave; the fault is this program's.
     """
-    _check(update, weights, SiteError, "the update is not fit to leave")
+    _check(update, weights, ConsiliumError, "the update is not fit to leave")
 
 
 def _check_statistics(study: Study, statistics: Statistics | None) -> None:

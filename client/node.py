@@ -7,6 +7,7 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
+from client.process import forbid_core_dumps
 from client.site import Site
 from shared.errors import SiteError
 
@@ -29,6 +30,7 @@ def start_node(site: Site, port: int = 0) -> None:
     from client.vault import Vault
     from shared.flower.node import NodeSettings, run_node
 
+    forbid_core_dumps()
     ca = site.resolve(site.config.server.ca)
     check_server(site.config.server.address, ca)
     audit = AuditLog(site.audit_log, Vault.open(site.vault_key))

@@ -46,8 +46,9 @@ def fine_tune(session: Session, model: nn.Module) -> nn.Module:
         model: The released weights with the site's own norms; it stays as it is.
 
     Raises:
-        PolicyRefusal: `budget-exhausted` or `policy-rounds`, before the round concerned;
-            `out-of-order` if the loss needs counts the site has not released.
+        PolicyRefusal: `policy-rounds`, before the first round, if the day has no room for all;
+            `budget-exhausted`, before the round concerned; `out-of-order` if the loss needs
+            counts the site has not released.
         SiteError: The model cannot be kept.
     """
     hospital, study, rounds = session.hospital, session.study, session.study.federation.rounds
@@ -56,8 +57,11 @@ def fine_tune(session: Session, model: nn.Module) -> nn.Module:
     if kept is None or kept.header.start != start:
         kept = _keep(session, start, 0, own)
     set_weights(own, kept.weights)
-    for number in range(kept.header.rounds + 1, study.training.personal_rounds + 1):
-        check_day(hospital.site.config.policy, session.ledger.rounds_today())
+    left = range(kept.header.rounds + 1, study.training.personal_rounds + 1)
+    if left:
+        # A limit that is met half way would leave rounds charged and no answer to send.
+        check_day(hospital.site.config.policy, session.ledger.rounds_today(), len(left))
+    for number in left:
         loss = make_loss(study, own_statistics(hospital, study))
         paid = session.reserve(session.work.tuning(), round_number=rounds + number)
         session.train(own, rounds + number, loss)

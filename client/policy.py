@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from client.data.patients import PatientSet
 from client.data.targets import count_labels
 from client.privacy.budget import Limits
 from client.privacy.chain import Purpose
@@ -17,7 +18,7 @@ def check_study(policy: Policy, study: Study) -> None:
     """Refuse a study that asks for more than the policy grants any study.
 
     Raises:
-        PolicyRefusal: `policy-epsilon` or `policy-delta`.
+        PolicyRefusal: `policy-epsilon`, `policy-delta` or `policy-rounds`.
     """
     asked, granted = study.privacy.epsilon, policy.max_epsilon_per_study
     if not study.privacy.enabled and not policy.allow_without_privacy:
@@ -27,7 +28,9 @@ def check_study(policy: Policy, study: Study) -> None:
             "policy.allow_without_privacy",
             "Allow it only if whoever sees the updates may know the patients' data",
         )
-    if study.privacy.enabled and asked > granted:
+    # Without privacy in training the noised evaluation still has the study's epsilon.
+    spends = study.privacy.enabled or policy.evaluation == "noised"
+    if spends and asked > granted:
         raise PolicyRefusal(
             "policy-epsilon",
             f"the study asks for epsilon {asked:g}, the policy grants {granted:g}",
@@ -36,6 +39,14 @@ def check_study(policy: Policy, study: Study) -> None:
         )
     if study.privacy.delta is not None:
         check_delta(policy, study.privacy.delta)
+    if study.training.personal_rounds > policy.max_rounds_per_day:
+        raise PolicyRefusal(
+            "policy-rounds",
+            f"the study fine-tunes for {study.training.personal_rounds} rounds in a row, the "
+            f"policy allows {policy.max_rounds_per_day} a day",
+            "policy.max_rounds_per_day",
+            "Ask for a study with fewer training.personal_rounds, or raise the limit",
+        )
 
 
 def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
@@ -58,15 +69,34 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
             "policy.min_patients, or the study's data.min_patients",
             "Add patients; `consilium site data` says what was set aside and why",
         )
-    for name, count in count_labels(labels, study.task).items():
-        if count < policy.min_patients_per_class and (count or not study.task.findings):
-            raise PolicyRefusal(
-                "policy-cohort",
-                f"{count} training patients of class {name} where the policy asks for "
-                f"{policy.min_patients_per_class}",
-                "policy.min_patients_per_class",
-                "Add patients of this class, or check the mapping of labels in site.toml",
-            )
+    for name, count in _rare(policy, study, labels).items():
+        raise PolicyRefusal(
+            "policy-cohort",
+            f"{count} training patients of class {name} where the policy asks for "
+            f"{policy.min_patients_per_class}",
+            "policy.min_patients_per_class",
+            "Add patients of this class, or check the mapping of labels in site.toml",
+        )
+
+
+def shares_counts(policy: Policy, study: Study, labels: torch.Tensor) -> bool:
+    """Tell whether counts of the scores of these held-out patients may leave.
+
+    Without noise the count of one patient is that patient's score and class, so exact counts
+    need as many patients as training does, in all and of each class.
+    """
+    if policy.evaluation != "exact":
+        return policy.evaluation == "noised"
+    return len(labels) >= policy.min_patients and not _rare(policy, study, labels)
+
+
+def shares_subgroups(policy: Policy, study: Study, held_out: PatientSet) -> bool:
+    """Tell whether the same holds of every subgroup in which anybody is; else none may leave."""
+    return all(
+        shares_counts(policy, study, held_out.labels[cells == cell])
+        for cells in held_out.groups.values()
+        for cell in set(cells.tolist())
+    )
 
 
 def check_delta(policy: Policy, delta: float) -> None:
@@ -84,17 +114,22 @@ def check_delta(policy: Policy, delta: float) -> None:
         )
 
 
-def check_day(policy: Policy, rounds_today: int) -> None:
-    """Refuse a round beyond the day's limit.
+def check_day(policy: Policy, rounds_today: int, coming: int = 1) -> None:
+    """Refuse rounds beyond the day's limit.
+
+    Args:
+        policy: The policy.
+        rounds_today: Rounds of training charged today.
+        coming: Rounds that are to follow at once.
 
     Raises:
         PolicyRefusal: `policy-rounds`.
     """
-    if rounds_today >= policy.max_rounds_per_day:
+    if rounds_today + coming > policy.max_rounds_per_day:
         raise PolicyRefusal(
             "policy-rounds",
             f"{rounds_today} rounds were begun today (UTC), the policy allows "
-            f"{policy.max_rounds_per_day}",
+            f"{policy.max_rounds_per_day}, which leaves no room for {coming} more",
             "policy.max_rounds_per_day",
             "The site takes part again tomorrow",
         )
@@ -119,6 +154,15 @@ def allowed(policy: Policy, reply: Reply) -> Reply:
             "subgroups": {cell: own for cell, own in reply.subgroups.items() if shared(own)},
         }
     )
+
+
+def _rare(policy: Policy, study: Study, labels: torch.Tensor) -> dict[str, int]:
+    """Return the classes of which there are too few patients, and how many there are."""
+    return {
+        name: count
+        for name, count in count_labels(labels, study.task).items()
+        if count < policy.min_patients_per_class and (count or not study.task.findings)
+    }
 
 
 def limits(policy: Policy) -> Limits:

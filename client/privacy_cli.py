@@ -20,8 +20,22 @@ app = typer.Typer()
 ledger_app = typer.Typer(help="Look after the privacy ledger.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 
+
+def _person(by: str) -> str:
+    """Check who decides before anything is done in that name."""
+    from client.audit import MAX_BY
+
+    if not by.strip() or not by.isprintable() or len(by) > MAX_BY:
+        raise SiteError(
+            f"who decides must be named in 1 to {MAX_BY} printable characters",
+            "--by",
+            "Give a name and, if you like, the office held",
+        )
+    return by
+
+
 Home = Annotated[Path, typer.Option("--home", help="the node's home folder")]
-By = Annotated[str, typer.Option(help="who decides, for the audit log")]
+By = Annotated[str, typer.Option(callback=_person, help="who decides, for the audit log")]
 
 
 @app.command()
@@ -78,8 +92,9 @@ def opt_out(
 
     hospital = open_hospital(home)
     with hospital.ledger() as ledger, ledger.locked():
+        # The line comes first here and below: no act of a person takes effect without one.
+        hospital.log(Event(event="patient-opted-out", by=by))
         ledger.opt_out(hospital.vault.pseudonym(patient))
-    hospital.log(Event(event="patient-opted-out", by=by))
     typer.echo("The patient takes part in no further round.")
     if not names_patient(hospital.site, patient):
         typer.echo("But no table here has such a patient: check the spelling.", err=True)
@@ -139,8 +154,8 @@ def accept_clock(home: Home, by: By) -> None:
 
     hospital = open_hospital(home)
     with hospital.ledger() as ledger, ledger.locked():
+        hospital.log(Event(event="clock-accepted", by=by))
         ledger.accept_clock()
-    hospital.log(Event(event="clock-accepted", by=by))
     typer.echo("Accepted.")
 
 
@@ -154,8 +169,8 @@ def close_study(
 
     hospital = open_hospital(home)
     with hospital.ledger() as ledger, ledger.locked():
+        hospital.log(Event(event="study-closed", study=digest, by=by))
         ledger.close_study(digest)
-    hospital.log(Event(event="study-closed", study=digest, by=by))
     typer.echo("Closed.")
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from client.evaluation import Evaluation, evaluate
 from client.hospital import Hospital
-from client.policy import limits
+from client.policy import limits, shares_subgroups
 from client.privacy.budget import Wanted
 from client.privacy.ledger import Ledger
 from client.privacy.stream import RandomStream
@@ -100,13 +100,14 @@ class Session:
         """Evaluate a model once, as was paid; None where the policy or the data rule it out."""
         if self.work.evaluation is None:
             return None
+        policy, held_out = self.hospital.site.config.policy, self.work.held_out
         return evaluate(
             model,
-            self.work.held_out,
+            held_out,
             self.study,
             noise_multiplier=self.work.evaluation.noise_multiplier,
             stream=self.stream,
             device=self.device,
             physical_batch=self.hospital.site.config.compute.physical_batch,
-            subgroups=subgroups,
+            subgroups=subgroups and shares_subgroups(policy, self.study, held_out),
         )

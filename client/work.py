@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from client.data.cohort import Cohort, PatientSet
-from client.policy import check_delta, check_patients, limits
+from client.policy import check_delta, check_patients, limits, shares_counts
 from client.privacy.budget import Wanted
 from client.privacy.ledger import Ledger
 from client.privacy.plans import (
@@ -22,6 +23,8 @@ from client.site import Policy
 from shared.study import Study
 
 Task = Literal["describe", "train", "evaluate"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: 
         stored = ledger.plan(study.digest, "exact-evaluation" if exact else "evaluate")
         evaluation = stored or evaluation_plan(study, patients, exact=exact)
         held_out = _eligible(ledger, evaluation, held_out, policy)
+        if not shares_counts(policy, study, held_out.labels):
+            log.warning("too few held-out patients for exact counts: no evaluation leaves")
+            evaluation = None
     evaluation = evaluation if len(held_out) else None
     evaluations = study.closing_evaluations if task == "evaluate" else 1
     return Work(task, train, held_out, description, training, evaluation, evaluations)

@@ -23,11 +23,13 @@ REFUSALS = {
     "policy-evaluation": "its policy on evaluation",
     "budget-exhausted": "its privacy budget is used up",
     "ledger-rollback": "its ledger is older than the server remembers",
-    "ledger-invalid": "its ledger is damaged",
+    "ledger-invalid": "its ledger is damaged or cannot be written",
     "data-unusable": "its data cannot be used",
     "bundle-refused": "the program sent is not its own release",
     "message-invalid": "it could not read the message",
-    "out-of-order": "it has done this round already",
+    "out-of-order": "the round is past the study's end, or it has not released the class counts "
+    "the round needs",
+    "site-unready": "its own disk, files or keys need looking after",
     "internal-error": "an error in its software",
 }
 """What the reason codes of the protocol mean, as said of a hospital."""

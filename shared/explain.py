@@ -48,7 +48,7 @@ def explain_study(study: Study) -> list[str]:
 
 def study_topics(study: Study) -> list[tuple[str, str]]:
     """Return the study in plain words as pairs of topic and text."""
-    privacy = _privacy(study) if study.privacy.enabled else _no_privacy()
+    privacy = _privacy(study) if study.privacy.enabled else _no_privacy(study)
     switched_on = [(f"Remedy ({remedy.name})", remedy.text) for remedy in remedies(study)]
     return [*_task(study), *_course(study), *switched_on, *_traffic(study), *privacy]
 
@@ -309,8 +309,16 @@ def _privacy(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _no_privacy() -> list[tuple[str, str]]:
-    return [("Privacy", f"NONE. {NO_PRIVACY}")]
+def _no_privacy(study: Study) -> list[tuple[str, str]]:
+    return [
+        ("Privacy", f"NONE. {NO_PRIVACY}"),
+        (
+            "Evaluation",
+            "the counts of held-out patients' scores are noised all the same, where the "
+            f"hospital's own policy shares noised ones: these patients give up epsilon "
+            f"{study.privacy.epsilon:g} over the whole study.",
+        ),
+    ]
 
 
 NO_PRIVACY = (

@@ -19,7 +19,7 @@ RefusalCode = Literal[
     "policy-epsilon",  # the study's epsilon exceeds what the policy grants
     "policy-delta",
     "policy-cohort",  # too few patients, in all or of a class
-    "policy-rounds",  # more rounds a day than allowed
+    "policy-rounds",  # more rounds a day than allowed, personal ones included
     "policy-device",  # memory, device or hours
     "policy-evaluation",
     "budget-exhausted",  # the ledger has no budget (or no spare round) left
@@ -28,11 +28,13 @@ RefusalCode = Literal[
     "data-unusable",
     "bundle-refused",
     "message-invalid",
-    "out-of-order",  # the round was done already and cannot be sent again
+    "out-of-order",  # past the study's end, or before the counts the loss needs were released
+    "site-unready",  # the site's own disk, files or keys must be looked after
     "internal-error",
 ]
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class Wire(BaseModel):
@@ -79,7 +81,7 @@ class Request(Wire):
     """
 
     task: Literal["describe", "train", "evaluate"]
-    run: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="id of the server's run")
+    run: RunName = Field(description="id of the server's run")
     study_digest: Digest
     study: str = Field(max_length=65_536, description="canonical JSON of the plan, for approval")
     round: int = Field(
@@ -115,6 +117,19 @@ class Request(Wire):
         if (self.task == "describe") != (self.round == 0):
             raise ValueError("round 0 is for describing, and only it")
         return self
+
+
+class Question(BaseModel):
+    """Which question a message asks, whatever else is in it: all it takes to refuse it.
+
+    A request of another release may have fields, or a version, that `Request` refuses.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    study_digest: Digest
+    run: RunName
+    round: int = Field(ge=0, le=1_000_000)
 
 
 class ScoreHistogram(Wire):
@@ -159,7 +174,7 @@ class Reply(Wire):
     """A site's answer; the update (new minus global weights) travels beside it."""
 
     study_digest: Digest
-    run: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    run: RunName
     round: int = Field(ge=0)
     outcome: Literal["described", "update", "evaluated", "refused"]
     refusal: Refusal | None = None

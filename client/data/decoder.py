@@ -20,6 +20,7 @@ from pathlib import Path
 from client.data.pixels import decode
 from client.data.reasons import Reason, Unusable
 from client.data.wire import HEADER, MAX_TEXT, READY
+from client.process import forbid_core_dumps
 from shared.study import Input
 
 
@@ -68,7 +69,7 @@ def _limit(memory_mb: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     memory = pages * os.sysconf("SC_PAGE_SIZE") + memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    forbid_core_dumps()
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 

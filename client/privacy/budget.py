@@ -112,6 +112,38 @@ def too_poor(
     ]
 
 
+def refuse_poor(entries: Sequence[Entry], groups: Sequence[Group], limits: Limits) -> None:
+    """Refuse a round if any patients cannot afford it, and name the true cause.
+
+    Args:
+        entries: The ledger.
+        groups: Those `too_poor` found.
+        limits: Of the policy.
+
+    Raises:
+        PolicyRefusal: `budget-exhausted`.
+    """
+    bare = {group: found for group in groups if (found := _bare_releases(entries, group, limits))}
+    if bare:
+        raise PolicyRefusal(
+            "budget-exhausted",
+            f"{sum(len(group.patients) for group in bare)} patients are in releases without noise "
+            "that the policy does not allow, or no longer does, and that no budget covers: "
+            + ", ".join(sorted(frozenset[str]().union(*bare.values()))),
+            "policy.evaluation, policy.allow_without_privacy",
+            "Set the policy as it was when the site took part in them, or leave the study; what "
+            "was released stays released",
+        )
+    if groups:
+        raise PolicyRefusal(
+            "budget-exhausted",
+            f"{sum(len(group.patients) for group in groups)} patients would exceed their budget of "
+            f"epsilon {limits.epsilon:g} before the study ends",
+            "policy.max_epsilon_per_patient",
+            "Close studies that have ended, raise the budget, or let these patients opt out",
+        )
+
+
 def check_uses(entries: Sequence[Entry], wanted: Wanted, run: str, round_number: int) -> None:
     """Refuse uses that the plan has no room for.
 
@@ -161,6 +193,15 @@ def rounds_on(day: date, entries: Sequence[Entry]) -> int:
 
 def _key(plan: Plan) -> tuple[str, Purpose]:
     return plan.study, plan.purpose
+
+
+def _bare_releases(entries: Sequence[Entry], group: Group, limits: Limits) -> frozenset[Purpose]:
+    """Return what was, or will be, released of a group without noise and is not waived."""
+    return frozenset(
+        charge.purpose
+        for charge in charges_of(entries) + held_back(entries)
+        if charge.cohort in group.cohorts and charge.steps and not charge.noise_multiplier
+    ).difference(limits.waived)
 
 
 def _in_lifetime(group: Group, charges: Sequence[Charge], limits: Limits) -> bool:

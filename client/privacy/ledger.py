@@ -17,6 +17,7 @@ from client.privacy.budget import (
     Wanted,
     check_uses,
     plans_of,
+    refuse_poor,
     rounds_on,
     too_poor,
     uses_of,
@@ -200,7 +201,8 @@ class Ledger:
                 if not use.patients or not use.patients.isdisjoint(opted_out):
                     raise LedgerError("the round's patients changed just now", todo="Try again")
                 check_uses(held.entries, use, run, round_number)
-            _refuse_poor(too_poor(held.entries, uses + others, held.members(), limits), limits)
+            poor = too_poor(held.entries, uses + others, held.members(), limits)
+            refuse_poor(held.entries, poor, limits)
             for use in others:
                 _fix(held, use)
             return tuple(
@@ -383,14 +385,3 @@ def _note(head: LedgerHead) -> str:
 
 def _patients(groups: Sequence[Group]) -> frozenset[str]:
     return frozenset[str]().union(*(group.patients for group in groups))
-
-
-def _refuse_poor(groups: Sequence[Group], limits: Limits) -> None:
-    if groups:
-        raise PolicyRefusal(
-            "budget-exhausted",
-            f"{len(_patients(groups))} patients would exceed their budget of epsilon "
-            f"{limits.epsilon:g} before the study ends",
-            "policy.max_epsilon_per_patient",
-            "Close studies that have ended, raise the budget, or let these patients opt out",
-        )

@@ -257,8 +257,12 @@ def _check_magic(path: Path) -> None:
                 raise sqlite3.DatabaseError("file is not a database")
 
 
+_DAMAGE = ("not a database", "malformed", "no such table", "no such column")
+"""What SQLite says of a file that is no ledger, or no more."""
+
+
 def _remedy(reason: str) -> str:
-    if "not a database" in reason or "malformed" in reason:
+    if any(sign in reason for sign in _DAMAGE):
         return "Restore it from backup, or run `consilium site ledger recover`"
     return "Check disk space and rights; nothing was computed, and what was reserved stays charged"
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from shared.errors import CoordinatorError, ProtocolError
-from shared.protocol import Reply, Request, parse
+from shared.protocol import Question, Reply, Request, parse
 from shared.transport import Received, Weights
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_WEIGHTS = 512 * 2**20
 """Largest weights message accepted, in bytes."""
+
+MAX_RECORD = 4 * 2**20
+"""Longest record that is looked into although it is not valid, in characters."""
 
 
 def to_content(record: Request | Reply, weights: Weights) -> RecordDict:
@@ -55,6 +60,17 @@ def from_content(
     except (SafetensorError, ValueError, KeyError, TypeError):
         raise ProtocolError("a message whose weights are not valid safetensors", where) from None
     return parse(kind, text, where), weights
+
+
+def read_question(content: RecordDict) -> Question | None:
+    """Return which question a message asks, read leniently; None if it does not say."""
+    try:
+        text = content.config_records["record"]["json"]
+        if isinstance(text, str) and len(text) <= MAX_RECORD:
+            return Question.model_validate_json(text)
+    except (KeyError, ValidationError):
+        pass
+    return None
 
 
 class GridTransport:

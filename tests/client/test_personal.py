@@ -13,10 +13,11 @@ import torch
 
 from client.local_state import own_names
 from client.personal import personal_model, personal_weights
+from client.policy import check_study
 from client.rounds import handle
 from client.training import train_round
 from shared.accounting import Mechanism, epsilon
-from shared.errors import SiteError
+from shared.errors import PolicyRefusal, SiteError
 from shared.models import build_model, get_weights, initial_weights, set_weights
 from shared.study import Study
 from shared.transport import Weights
@@ -230,16 +231,47 @@ def test_from_other_released_weights_it_begins_anew(ward: Ward) -> None:
     assert np.abs(second[name] - others[name]).max() < np.abs(second[name] - first[name]).max()
 
 
-def test_the_days_limit_holds_for_personal_rounds_which_go_on_the_next_day(
+def test_a_day_without_room_for_all_personal_rounds_refuses_before_the_first(
+    make_ward: MakeWard,
+) -> None:
+    ward = make_ward(max_rounds_per_day=3)
+    study = personal_study(ward, rounds=2)
+    for number in (1, 2):
+        ward.ask(study, number)
+    entries = ward.kinds()
+    assert ward.code(close(ward, study)[0]) == "policy-rounds"
+    assert ward.kinds() == entries
+    ward.time += timedelta(days=1)
+    assert close(ward, study)[0].personal is not None
+    assert charged(ward, "train") == [(1, 1), (2, 1), (4, 1), (5, 1)]
+
+
+def test_after_a_crash_the_day_needs_room_for_the_personal_rounds_that_are_left(
+    make_ward: MakeWard,
+) -> None:
+    ward = make_ward(max_rounds_per_day=3)
+    study = personal_study(ward, rounds=3)
+    parameters = len(initial_weights(study))
+    per_round = parameters * study.training.local_steps
+    ward.make_stream = lambda _: Stopping(1, per_round + parameters)  # in the second round
+    assert ward.code(close(ward, study)[0]) == "internal-error"
+    ward.make_stream = lambda _: SeededStream(2)
+    assert ward.code(close(ward, study)[0]) == "policy-rounds"
+    assert charged(ward, "train") == [(4, 1), (5, 1)]
+    ward.policy["max_rounds_per_day"] = 4
+    assert close(ward, study)[0].personal is not None
+    assert charged(ward, "train") == [(4, 1), (5, 1), (5, 1), (6, 1)]
+
+
+def test_more_personal_rounds_than_a_day_may_have_are_refused_before_round_1(
     make_ward: MakeWard,
 ) -> None:
     ward = make_ward(max_rounds_per_day=2)
     study = personal_study(ward, rounds=3)
-    assert ward.code(close(ward, study)[0]) == "policy-rounds"
-    assert charged(ward, "train") == [(4, 1), (5, 1)]
-    ward.time += timedelta(days=1)
-    assert close(ward, study)[0].personal is not None
-    assert charged(ward, "train") == [(4, 1), (5, 1), (6, 1)]
+    assert ward.code(ward.ask(study, 1)) == "policy-rounds"
+    assert ward.loads == 0
+    with pytest.raises(PolicyRefusal, match=r"fine-tunes for 3 rounds in a row.* allows 2 a day"):
+        check_study(ward.hospital().site.config.policy, study)
 
 
 def test_it_is_made_where_the_policy_shares_no_evaluation(make_ward: MakeWard) -> None:
@@ -292,5 +324,5 @@ def test_training_that_fails_to_be_kept_leaves_the_closing_undone(ward: Ward) ->
         ward.request(study, CLOSING, task="evaluate"),
         initial_weights(study),
     )
-    assert ward.code(reply) == "internal-error"
+    assert ward.code(reply) == "site-unready"
     assert charged(ward, "train") == []

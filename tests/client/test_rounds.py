@@ -112,6 +112,42 @@ def test_exact_evaluation_gives_true_counts_and_is_on_record_as_unprotected(
     assert ward.code(ward.ask(study, 3)) == "budget-exhausted"
 
 
+@pytest.mark.parametrize(
+    ("held_out", "policy"),
+    [
+        (1, {}),
+        (4, {}),
+        (6, {"min_patients": 7}),
+        (5, {"min_patients_per_class": 3}),
+        (1, {"min_patients": 1}),
+    ],
+)
+def test_exact_scores_of_few_held_out_patients_do_not_leave(
+    make_ward: MakeWard, held_out: int, policy: dict[str, int]
+) -> None:
+    ward = make_ward(evaluation="exact", **policy)
+    ward.held_out = held_out
+    study = ward.study()
+    ward.approve(study)
+    reply = ward.ask(study, 1)
+    assert (reply.outcome, reply.evaluation) == ("update", None)
+    closing = ward.ask(study, 4, task="evaluate")
+    assert (closing.outcome, closing.evaluation) == ("evaluated", None)
+    assert "exact-evaluation" not in [purpose for _, purpose in ward.kinds()]
+    ward.policy["evaluation"] = "noised"
+    assert ward.ask(study, 2).evaluation is not None, "with noise a single patient may be counted"
+
+
+def test_an_opt_out_that_leaves_too_few_ends_exact_scores(make_ward: MakeWard) -> None:
+    ward = make_ward(evaluation="exact", min_patients=6)
+    study = ward.study()
+    ward.approve(study)
+    assert ward.ask(study, 1).evaluation is not None
+    with ward.hospital().ledger() as ledger:
+        ledger.opt_out(ward.pseudonym("held-out-2"))
+    assert ward.ask(study, 2).evaluation is None
+
+
 def test_without_held_out_patients_there_is_no_evaluation(ward: Ward) -> None:
     ward.held_out = 0
     study = ward.study()
@@ -133,6 +169,16 @@ def test_a_study_without_privacy_trains_where_allowed_and_claims_nothing(
     private = ward.study()
     ward.approve(private)
     assert ward.code(ward.ask(private, 1)) == "budget-exhausted"
+
+
+@pytest.mark.parametrize("evaluation", ["none", "exact"])
+def test_the_limit_on_epsilon_has_nothing_to_limit_where_none_is_spent(
+    make_ward: MakeWard, evaluation: str
+) -> None:
+    ward = make_ward(allow_without_privacy=True, max_epsilon_per_study=1, evaluation=evaluation)
+    study = ward.study(privacy={"enabled": False})
+    ward.approve(study)
+    assert ward.ask(study, 1).outcome == "update"
 
 
 def test_a_patient_who_opts_out_is_in_no_later_round_and_stays_charged(ward: Ward) -> None:

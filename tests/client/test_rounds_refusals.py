@@ -75,6 +75,11 @@ def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
         ({"max_rounds_per_day": 0}, {}, "policy-rounds"),
         ({"approvals_expire": date(2026, 2, 28)}, {}, "study-not-approved"),
         ({}, {"privacy": {"enabled": False}}, "policy-epsilon"),
+        (
+            {"max_epsilon_per_study": 7.9, "allow_without_privacy": True},
+            {"privacy": {"enabled": False}},
+            "policy-epsilon",
+        ),
     ],
 )
 def test_the_policy_refuses_with_a_code_without_numbers_and_without_cost(
@@ -162,13 +167,13 @@ def test_data_that_cannot_be_used_is_a_code_without_its_text(ward: Ward) -> None
     ward.approve(study)
 
     def unusable(site: Site, study: Study) -> Cohort:
-        raise DataError("patient 4711 has no image", "/data/4711.dcm")
+        raise DataError("patient Miller has no image", "/data/Miller.dcm")
 
     hospital = replace(ward.hospital(), load_cohort=unusable)
     reply, update = handle(hospital, ward.request(study, 1), initial_weights(study))
     assert (ward.code(reply), update) == ("data-unusable", {})
     everything = reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
-    assert "4711" not in everything
+    assert "Miller" not in everything
 
 
 def test_an_unforeseen_error_is_a_code_without_its_text(
@@ -178,12 +183,12 @@ def test_an_unforeseen_error_is_a_code_without_its_text(
     ward.approve(study)
 
     def crash(site: Site, study: Study) -> Cohort:
-        raise RuntimeError("patient 4711")
+        raise RuntimeError("patient Miller")
 
     hospital = replace(ward.hospital(), load_cohort=crash)
     reply, _ = handle(hospital, ward.request(study, 1), initial_weights(study))
     assert ward.code(reply) == "internal-error"
-    assert "4711" not in reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
+    assert "Miller" not in reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
     assert "RuntimeError" in capsys.readouterr().err
 
 
@@ -192,7 +197,7 @@ def test_nothing_leaves_without_an_audit_line(ward: Ward) -> None:
     ward.approve(study)
     (ward.home / "audit.jsonl").mkdir()
     reply, update = ward.answer(study, 1)
-    assert (ward.code(reply), update) == ("internal-error", {})
+    assert (ward.code(reply), update) == ("site-unready", {})
     assert ("reserve", "train") not in ward.kinds()
 
 

@@ -222,10 +222,34 @@ def test_the_closing_of_a_study_tells_subgroups_at_the_price_of_one_evaluation(
 
 
 def test_patients_who_opted_out_are_in_no_subgroup(make_ward: MakeWard) -> None:
-    ward = make_ward(evaluation="exact")
+    ward = make_ward(evaluation="exact", min_patients=1, min_patients_per_class=0)
     study = ward.study(privacy={"subgroups": ["sex"]})
     ward.approve(study)
     with ward.hospital().ledger() as ledger:
         ledger.opt_out(ward.pseudonym("held-out-2"))
     closing = ward.ask(study, 4, task="evaluate")
     assert sum(sum(h.counts) for h in closing.subgroups.values()) == ward.held_out - 1
+
+
+@pytest.mark.parametrize(
+    ("held_out", "policy", "shared"),
+    [
+        (30, {}, True),  # 10 of each sex, 5 of each class among them
+        (30, {"min_patients": 11}, False),
+        (30, {"min_patients_per_class": 6}, False),
+        (16, {}, True),
+        (14, {}, False),  # 5, 5 and 4
+        (2, {"min_patients": 1, "min_patients_per_class": 0}, True),  # one sex is empty
+        (14, {"evaluation": "noised"}, True),
+    ],
+)
+def test_exact_subgroups_leave_only_if_each_is_large_enough_or_empty(
+    make_ward: MakeWard, held_out: int, policy: dict[str, Any], shared: bool
+) -> None:
+    ward = make_ward(**({"evaluation": "exact"} | policy))
+    ward.train, ward.held_out = 24, held_out
+    study = ward.study(privacy={"subgroups": ["sex"]})
+    ward.approve(study)
+    closing = ward.ask(study, 4, task="evaluate")
+    assert closing.evaluation is not None
+    assert tuple(closing.subgroups) == (subgroup_keys(study) if shared else ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from report_kit import (
     three_rounds,
 )
 
-from server.report_tables import MEASURES
+from server.report_tables import MEASURES, REFUSALS
+from shared.protocol import RefusalCode
 
 
 def test_everything_has_a_name_for_those_who_cannot_see_it(run: Path) -> None:
@@ -84,6 +86,13 @@ def test_the_page_says_how_the_run_ended(run: Path) -> None:
     with (run / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "run-failed", "error": "only 1 of 2 sites"}) + "\n")
     assert "The run failed: only 1 of 2 sites" in page_of(run).text
+
+
+def test_every_reason_to_refuse_is_explained_in_words_of_its_own() -> None:
+    assert set(REFUSALS) == set(typing.get_args(RefusalCode))
+    assert len(set(REFUSALS.values())) == len(REFUSALS)
+    assert "disk" in REFUSALS["site-unready"]
+    assert "done" not in REFUSALS["out-of-order"]  # that is answered by sending it again
 
 
 def test_a_round_that_was_begun_and_never_finished_is_named(run: Path) -> None:

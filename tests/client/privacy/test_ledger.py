@@ -264,3 +264,20 @@ def test_of_two_versions_of_a_lost_plan_what_costs_more_is_charged(path: Path) -
         ledger.adopt([Wanted(version, ANN_BOB) for version in versions])
         (charge,) = charges_of(ledger.entries())
     assert (charge.noise_multiplier, charge.steps) == (2.0, 8)
+
+
+def test_patients_of_a_bare_release_are_refused_for_it_and_not_for_their_budget(path: Path) -> None:
+    bare, noised = (plan(purpose=p, noise_multiplier=n) for p, n in
+                    (("exact-evaluation", 0.0), ("evaluate", 3.0)))  # fmt: skip
+    then, now = Limits(10.0, DELTA, frozenset({"exact-evaluation"})), Limits(99.0, DELTA)
+    with Ledger(path, VAULT) as ledger:
+        ledger.reserve([Wanted(bare, ANN_BOB)], then, run="run", round_number=1)
+        with pytest.raises(PolicyRefusal, match=r"2 patients .*no budget.*: exact-eval") as it:
+            ledger.reserve([Wanted(noised, ANN_BOB_EVE)], now, run="run", round_number=2)
+        assert it.value.code == "budget-exhausted"
+        assert "policy.evaluation" in it.value.where
+        assert "raise the budget" not in it.value.todo
+        ledger.reserve([Wanted(noised, ANN_BOB_EVE)], then, run="run", round_number=2)
+        poor = Limits(0.1, DELTA, frozenset({"exact-evaluation"}))
+        with pytest.raises(PolicyRefusal, match="1 patients would exceed their budget"):
+            ledger.reserve([Wanted(plan("b"), people("kim"))], poor, run="run", round_number=1)

@@ -259,3 +259,30 @@ def test_two_open_ledgers_see_each_others_entries(path: Path) -> None:
         train(one, 3)
         assert used(two) == 3
         assert one.head() == two.head()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "create table entry (seq integer primary key, dish text)",
+        "drop table cohort_member",
+        "alter table entry rename column nonce to salt",
+    ],
+)
+def test_a_foreign_database_is_to_be_restored_and_not_a_matter_of_disk_space(
+    path: Path, damage: str
+) -> None:
+    with Ledger(path, VAULT) as ledger:
+        train(ledger, 1)
+    if damage.startswith("create"):
+        for file in path.parent.glob(f"{path.name}*"):
+            file.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute(damage)
+    with (
+        pytest.raises(LedgerError, match="cannot be used: no such") as error,
+        Ledger(path, VAULT) as ledger,
+    ):
+        ledger.members()
+    assert "consilium site ledger recover" in error.value.todo
+    assert "disk" not in error.value.todo
