@@ -9,12 +9,10 @@ from pathlib import Path
 from simulations.aggregate import Aggregate, aggregate
 from simulations.records import FINAL, MEAN, Cell, Measurement, Missing, Part, SiteRow
 from simulations.results import Results
+from simulations.strategies import REFERENCES
 
-ALONE, POOLED, BASELINE = "alone", "pooled", "fedavg"
-"""The strategies everything is compared with: lower bound, upper bound, and the plain way.
-
-The first two are also the settings (`Cell.setting`) of those two and of strategies like them.
-"""
+ALONE, POOLED, BASELINE = REFERENCES
+"""The first two are also the settings (`Cell.setting`) of those two and of strategies like them."""
 
 FEDERATED = "federated"
 """The setting of all other strategies."""
@@ -22,7 +20,6 @@ FEDERATED = "federated"
 PERSONAL = "personal"
 """`Measurement.model` of models that were fine-tuned at a site."""
 
-REFERENCES = (ALONE, POOLED, BASELINE)
 HEADLINE = "auc"
 """The metric that the summary, the pictures and the gap closed are about."""
 

@@ -24,6 +24,7 @@ from simulations.identity import code_digest, code_version, digest_of, files_dig
 from simulations.records import Cell, Outcome
 from simulations.results import Results
 from simulations.scenario import Scenario, study_of
+from simulations.strategies import REFERENCES
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Watcher(Protocol):
 
     def ended(self, job: Job, reason: str) -> None:
         """End a job; the reason is empty unless it failed."""
+
+
+def with_references(scenario: Scenario) -> Scenario:
+    """Return the scenario with the strategies that everything is compared with, after its own."""
+    compare = tuple(dict.fromkeys((*scenario.compare, *REFERENCES)))
+    return scenario.model_copy(update={"compare": compare})
 
 
 def plan_jobs(scenarios: Sequence[Scenario], command: str = "") -> list[Job]:

@@ -27,7 +27,10 @@ app = typer.Typer(help="Simulate unbalanced, incomplete federations.", no_args_i
 
 Strategies = Annotated[
     list[str] | None,
-    typer.Option("--strategy", help="compare this one; repeat it; default: the scenario's"),
+    typer.Option(
+        "--strategy",
+        help="compare only this one; repeat it; default: the scenario's, alone, pooled and fedavg",
+    ),
 ]
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", min=0, help="repeat it; default: the scenario's")
@@ -77,7 +80,8 @@ def run(
     if data is not None:
         found = load_scenario(scenario, changes | _data_from(data, found))
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
-    raise typer.Exit(_compute([found], out or FOLDER / found.name, resources))
+    wanted = _referred([found], strategy)
+    raise typer.Exit(_compute(wanted, out or FOLDER / found.name, resources))
 
 
 @app.command()
@@ -107,7 +111,8 @@ def sweep(
     if data is not None:
         found = load_sweep(sweep, changes | _data_from(data, found.scenarios[0]))
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
-    raise typer.Exit(_compute(found.scenarios, out or FOLDER / found.name, resources))
+    wanted = _referred(found.scenarios, strategy)
+    raise typer.Exit(_compute(wanted, out or FOLDER / found.name, resources))
 
 
 @app.command()
@@ -145,6 +150,13 @@ def _changes(
     """Return what the options change in every scenario, by dotted key."""
     changes = {"compare": strategies, "seeds": seeds, "study.federation.rounds": rounds}
     return {key: value for key, value in changes.items() if value}
+
+
+def _referred(scenarios: Sequence[Scenario], only: list[str] | None) -> Sequence[Scenario]:
+    """Return scenarios that compare with the references too, unless only some are asked for."""
+    from simulations.runner import with_references
+
+    return scenarios if only else [with_references(scenario) for scenario in scenarios]
 
 
 def _data_from(path: str, scenario: Scenario) -> dict[str, Any]:

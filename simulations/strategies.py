@@ -36,6 +36,9 @@ def _federated(description: str, **study: dict[str, Any]) -> Strategy:
     return Strategy(description=description, study=study)
 
 
+REFERENCES = ("alone", "pooled", "fedavg")
+"""What everything is compared with: lower bound, upper bound, and the plain way."""
+
 BUILT_IN: dict[str, Strategy] = {
     "alone": Strategy(description="each site by itself", setting="alone"),
     "pooled": Strategy(description="all patients at one site: the upper bound", setting="pooled"),

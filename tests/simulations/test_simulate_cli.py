@@ -44,6 +44,7 @@ federation = {rounds = 50}
 SWEEP = """
 name = "sizes"
 compare = ["pooled"]
+set = {"sites.number" = 1}
 scenarios = [{scenario = "tiny.toml"}]
 [grid.patients]
 few = {"data.patients" = 40}
@@ -74,7 +75,8 @@ def refused(*arguments: object) -> str:
 
 
 def test_a_scenario_ends_in_a_table_and_a_report_and_is_not_computed_twice(here: Path) -> None:
-    result = call("run", "tiny.toml", "--rounds", 2, "--seed", 3, "--seed", 4)
+    command = ("run", "tiny.toml", "--strategy", "pooled", "--rounds", 2, "--seed", 3, "--seed", 4)
+    result = call(*command)
     assert result.exit_code == 0, result.output
     folder = here / "consilium-simulations" / "tiny"
     assert "2 cells to compute" in result.output
@@ -87,7 +89,7 @@ def test_a_scenario_ends_in_a_table_and_a_report_and_is_not_computed_twice(here:
         found = results.cells()
     assert [(c.strategy, c.seed, c.rounds) for c in found] == [("pooled", 3, 2), ("pooled", 4, 2)]
 
-    again = call("run", "tiny.toml", "--rounds", 2, "--seed", 3, "--seed", 4)
+    again = call(*command)
     assert "0 cells to compute (scenario x strategy x seed), 2 finished before." in again.output
     (folder / "report.html").unlink()
     assert call("report", folder).output.strip() == f"Report: {folder / 'report.html'}"
@@ -99,13 +101,16 @@ def test_a_sweep_has_a_table_for_each_scenario(here: Path) -> None:
     assert "sizes-tiny-few: AUC" in result.output
     assert "sizes-tiny-some: AUC" in result.output
     with Results(here / "out") as results:
-        assert [c.labels["patients"] for c in results.cells()] == ["few", "some"]
+        found = [(c.labels["patients"], c.strategy) for c in results.cells()]
+    # The references are in every table, whatever else a sweep compares.
+    assert found == [
+        (place, name) for place in ("few", "some") for name in ("pooled", "alone", "fedavg")
+    ]
 
 
 def test_a_cell_that_fails_is_named_and_makes_the_exit_code_1(here: Path) -> None:
-    text = TINY.replace('["pooled"]', '["alone", "pooled"]')
-    (here / "tiny.toml").write_text(text + "data = {min_patients = 30}\n")
-    result = call("run", "tiny.toml", "--rounds", 1)
+    (here / "tiny.toml").write_text(TINY + "data = {min_patients = 30}\n")
+    result = call("run", "tiny.toml", "--strategy", "alone", "--strategy", "pooled", "--rounds", 1)
     assert result.exit_code == 1
     assert "Failed: tiny, alone, seed 0: no site could train by itself" in result.output
     assert "pooled" in result.output.split("AUC")[1]
@@ -118,7 +123,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here: Path) -> None:
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **paths}, cwd=here
     ) as process:
         assert process.stdout is not None
-        assert "1 cell to compute" in process.stdout.readline()
+        assert "3 cells to compute" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         said = process.stdout.read()
     folder = here / "consilium-simulations" / "tiny"
