@@ -21,6 +21,7 @@ from simulations.plots import (
 )
 from simulations.records import MEAN, WORST
 from simulations.report_data import FEDERATED, HEADLINE, Book, Key
+from simulations.report_sheet import few_sites
 
 AXIS = "AUC on the common test set (0 to 1)"
 CHANCE = 0.5
@@ -40,7 +41,8 @@ def learning_curves(
     }
     if not curves:
         return None
-    levels = _levels(book, scenario, curves)
+    levels, steps = _levels(book, scenario, curves), steps_between(book, scenario, list(curves))
+    uneven = max(steps.values()) > 1
     ends = {s: _mean(list(list(c.values())[-1].values())) for s, c in curves.items()} | levels
     order = sorted(ends, key=lambda strategy: -ends[strategy])
 
@@ -49,13 +51,15 @@ def learning_curves(
         shown = list(levels.values())
         for strategy in reversed(order):
             if strategy in curves:
-                shown += _curve(axes, curves[strategy], style[strategy])
+                shown += _curve(axes, curves[strategy], steps[strategy], style[strategy])
             else:
                 look = style[strategy]
                 axes.axhline(levels[strategy], color=look.colour, linestyle=look.line)
         axes.set_ylim(*value_limits(shown, CHANCE))
         _chance(axes)
         count_rounds(axes)
+        if uneven:
+            axes.set_xlabel("local steps of each site")
         axes.set_ylabel(AXIS)
         axes.grid(axis="y")
         names = [line_name(book.judged_by(scenario, strategy)) for strategy in order]
@@ -66,6 +70,7 @@ def learning_curves(
     band = f" Band: from the lowest to the highest of {seeds} seeds." if seeds > 1 else ""
     caption = (
         f"Mean over seeds after each round; the names are in the order of the last round.{band}"
+        + (" Rounds differ in length, so the steps of each site are counted." if uneven else "")
         + (" Straight lines: strategies without rounds of a common model." if levels else "")
     )
     return picture(name, "Learning curves", caption, alt, (WIDTH, 4.0), draw)
@@ -83,6 +88,7 @@ def worst_site(name: str, book: Book, scenario: str, style: Mapping[str, Look]) 
         return None
     rows.sort(key=lambda row: book.value(_own(scenario, row[0], row[1], WORST)) or 0.0)
     sites = book.site_names(scenario)
+    few = [few_sites(book.figure(_own(scenario, *row, MEAN))) for row in rows]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -110,7 +116,10 @@ def worst_site(name: str, book: Book, scenario: str, style: Mapping[str, Look]) 
                 axes.plot(worst, place, "<", color=colour, markersize=8, markeredgecolor="white")
             axes.plot(mean, place, "o", color=colour, markersize=8, markeredgecolor="white")
             shown += [*each, mean, *([] if worst is None else [worst])]
-        axes.set_yticks(range(len(rows)), [shortened(_model_name(*row), 30) for row in rows])
+        names = [shortened(_model_name(*row), 30) for row in rows]
+        axes.set_yticks(
+            range(len(rows)), [n + f"\n{f}" * bool(f) for n, f in zip(names, few, strict=True)]
+        )
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(*value_limits(shown))
         axes.set_xlabel("AUC on each site's own held-out patients (0 to 1)")
@@ -127,8 +136,8 @@ def worst_site(name: str, book: Book, scenario: str, style: Mapping[str, Look]) 
 
     said = [
         f"{_model_name(*row)}: worst {book.value(_own(scenario, *row, WORST)) or 0:.3f}, "
-        f"mean {book.value(_own(scenario, *row, MEAN)) or 0:.3f}"
-        for row in reversed(rows)
+        f"mean {book.value(_own(scenario, *row, MEAN)) or 0:.3f}" + f" of {of}" * bool(of)
+        for row, of in zip(reversed(rows), reversed(few), strict=True)
     ]
     caption = (
         "Every site's patients, scored by the model the strategy gives that site. Worst and mean "
@@ -152,8 +161,16 @@ def _levels(book: Book, scenario: str, curves: Mapping[str, object]) -> dict[str
     return {strategy: value for strategy, value in found.items() if value is not None}
 
 
-def _curve(axes: Axes, curve: Mapping[int, Mapping[int, float]], look: Look) -> list[float]:
-    rounds = list(curve)
+def steps_between(book: Book, scenario: str, strategies: Sequence[str]) -> dict[str, int]:
+    """Return how far apart the rounds of curves are: in local steps, or 1 if alike in all."""
+    steps = {s: book.study(scenario, s).training.local_steps for s in strategies}
+    return steps if len(set(steps.values())) > 1 else dict.fromkeys(steps, 1)
+
+
+def _curve(
+    axes: Axes, curve: Mapping[int, Mapping[int, float]], steps: int, look: Look
+) -> list[float]:
+    rounds = [steps * number for number in curve]
     values = [list(by_seed.values()) for by_seed in curve.values()]
     low, high = [min(v) for v in values], [max(v) for v in values]
     if max(map(len, values)) > 1:

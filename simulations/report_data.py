@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shared.study import Study
 from simulations.aggregate import Aggregate, aggregate
 from simulations.records import FINAL, MEAN, Cell, Measurement, Missing, Part, SiteRow
 from simulations.results import Results
@@ -93,6 +94,14 @@ class Book:
             for cell in self._cells(scenario)
             if cell.state == "finished" and strategy in ("", cell.strategy)
         ]
+
+    def seeded(self, scenario: str, strategy: str = "") -> bool:
+        """Return whether noise that came from a seed is in the figures, also of one strategy."""
+        return any(cell.seeded_noise for cell in self.finished(scenario, strategy))
+
+    def study(self, scenario: str, strategy: str) -> Study:
+        """Return the study of a planned strategy."""
+        return Study.model_validate_json(self.planned(scenario, strategy)[0].study_text)
 
     def unfinished(self) -> list[Cell]:
         """Return the cells that failed or were never finished."""

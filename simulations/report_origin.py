@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
+from functools import cache
 
 from simulations.aggregate import Aggregate
 from simulations.records import Cell
@@ -52,9 +53,11 @@ def cells_sheet(book: Book) -> Sheet:
 def figures_sheet(book: Book) -> Sheet:
     """Return every final figure over its seeds, for the CSV."""
     names = [f.name for f in fields(Aggregate)]
-    found = [book.figure(key) for key in book.figures if key.round < 0]
-    rows = [[_flat(value) for value in astuple(figure)] for figure in found if figure]
-    return listing(names, rows)
+    found = [f for key in book.figures if key.round < 0 and (f := book.figure(key))]
+    rows = [[_flat(value) for value in astuple(figure)] for figure in found]
+    of_strategy = cache(book.seeded)
+    seeded = tuple(of_strategy(figure.scenario, figure.strategy) for figure in found)
+    return replace(listing(names, rows), seeded=seeded)
 
 
 def _flat(value: object) -> str | int | float | None:

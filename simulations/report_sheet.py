@@ -6,9 +6,11 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from server.markup import Html, element, table
 from simulations.aggregate import Aggregate
+from simulations.records import MEAN, WORST
 from simulations.report_stats import Difference, GapClosed
 
 Value = float | int | str | None
@@ -43,12 +45,17 @@ class Sheet:
         caption: What it shows and how to read it.
         titles: Heads of the columns.
         rows: As many entries as titles each.
+        seeded: Of each row, whether the noise in its figures came from a seed; empty: of none.
     """
 
     caption: str
     titles: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
+    seeded: tuple[bool, ...] = ()
 
+
+SEEDED_NOISE = "Noise of private runs is seeded: repeatable here, never so at a hospital."
+"""What every table of such figures says on the page; in a CSV a column does."""
 
 UNKNOWN = Entry("–")
 
@@ -64,7 +71,10 @@ def count(number: float, form: str = ",.0f") -> Entry:
 
 
 def estimate(figure: Aggregate | None) -> Entry:
-    """Return a figure: its mean over seeds, their interval in brackets, the bootstrap's below."""
+    """Return a figure: its mean over seeds, their interval in brackets, the bootstrap's below.
+
+    Of sites' figures that are undefined somewhere, also how many sites it is of.
+    """
     if figure is None:
         return UNKNOWN
     if figure.value is None:
@@ -75,7 +85,16 @@ def estimate(figure: Aggregate | None) -> Entry:
         notes.append(f"[{_short(low)}–{_short(high)}]")
     if figure.patients_low is not None and figure.patients_high is not None:
         notes.append(f"({_short(figure.patients_low)}–{_short(figure.patients_high)})")
+    if of_sites := few_sites(figure):
+        notes.append(f"of {of_sites}")
     return Entry(f"{figure.value:.3f}", figure.value, figure.low, figure.high, tuple(notes))
+
+
+def few_sites(figure: Aggregate | None) -> str:
+    """Return of how many sites a mean or worst one is, such as "3 of 8 sites"; empty: of all."""
+    if figure is None or figure.site not in (MEAN, WORST) or figure.over == figure.of:
+        return ""
+    return f"{figure.over} of {figure.of} sites"
 
 
 def change(found: Difference | None) -> Entry:
@@ -109,33 +128,42 @@ def show(sheet: Sheet, kind: str = "dense") -> Html:
         if not any(isinstance(row[i].value, str) for row in sheet.rows)
     }
     rows = [[_shown(entry) for entry in row] for row in sheet.rows]
-    return element("div", table(sheet.caption, sheet.titles, rows, numeric), class_=kind)
+    caption = f"{sheet.caption} {SEEDED_NOISE}" if any(sheet.seeded) else sheet.caption
+    return element("div", table(caption, sheet.titles, rows, numeric), class_=kind)
 
 
 def to_csv(sheets: Iterable[tuple[str, Sheet]], name: str = "scenario") -> str:
     """Return sheets of the same columns as one CSV text.
 
-    A number that has an interval anywhere gets two more columns, its ends. Text that a
-    spreadsheet would take for a formula is led by an apostrophe.
+    A number that has an interval anywhere gets two more columns, its ends. Where noise came from
+    a seed anywhere, the last column says of which rows. Text that a spreadsheet would take for a
+    formula is led by an apostrophe.
 
     Args:
         sheets: Each with what goes into a first column.
         name: Head of that column; empty: there is none.
     """
     every = list(sheets)
-    rows = [(lead, row) for lead, sheet in every for row in sheet.rows]
+    rows = [
+        (lead, row, seeded)
+        for lead, sheet in every
+        for row, seeded in zip(sheet.rows, sheet.seeded or repeat(False), strict=False)
+    ]
     titles = every[0][1].titles if every else ()
-    ranged = {i for i in range(len(titles)) for _, row in rows if row[i].low is not None}
+    ranged = {i for i in range(len(titles)) for _, row, _ in rows if row[i].low is not None}
+    noisy = any(seeded for *_, seeded in rows)
     heads = [name] if name else []
     for i, title in enumerate(titles):
         heads += [title, f"{title}: low", f"{title}: high"] if i in ranged else [title]
+    heads += ["seeded_noise"] * noisy
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(heads)
-    for lead, row in rows:
+    for lead, row, seeded in rows:
         cells: list[Value] = [lead] if name else []
         for i, entry in enumerate(row):
             cells += [entry.value, entry.low, entry.high] if i in ranged else [entry.value]
+        cells += [seeded] * noisy
         writer.writerow([_plain(cell) for cell in cells])
     return text.getvalue()
 

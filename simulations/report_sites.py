@@ -37,7 +37,8 @@ def sites_table(book: Book, scenario: str) -> Sheet:
         table.append(tuple(row))
     for title, *_ in models:
         titles += [title, "… less alone"] if "Alone" in titles else [title]
-    return Sheet(_CAPTION, tuple(_distinct(titles)), tuple(table))
+    seeded = (book.seeded(scenario),) * len(table)
+    return Sheet(_CAPTION, tuple(_distinct(titles)), tuple(table), seeded)
 
 
 _CAPTION = (

@@ -44,12 +44,14 @@ def strategies_table(book: Book, scenario: str) -> Sheet:
         "MB moved",
         "Epsilon",
     )
-    rows = [
-        _strategy_row(book, title, key)
+    keys = [
+        (title, key)
         for name in book.strategies(scenario)
         for title, key in _contenders(book, scenario, name)
     ]
-    return Sheet(STRATEGIES_CAPTION, titles, tuple(rows))
+    rows = tuple(_strategy_row(book, title, key) for title, key in keys)
+    seeded = tuple(book.seeded(scenario, key.strategy) for _, key in keys)
+    return Sheet(STRATEGIES_CAPTION, titles, rows, seeded)
 
 
 STRATEGIES_CAPTION = (
@@ -71,17 +73,18 @@ def subgroups_table(book: Book, scenario: str) -> Sheet | None:
     groups = book.subgroups(scenario)
     if not groups:
         return None
-    rows = []
+    rows, seeded = [], []
     for name in book.strategies(scenario):
         for title, key in _contenders(book, scenario, name):
             found = [estimate(book.figure(replace(key, subgroup=g))) for g in ("", *groups)]
             if any(entry is not UNKNOWN for entry in found[1:]):
                 rows.append((words(title), *found))
+                seeded.append(book.seeded(scenario, name))
     caption = "AUC in subgroups of the common test set. The fewer patients, the wider the interval."
     titles = [
         f"{group.replace(':', ': ')} (n = {_patients(book, scenario, group)})" for group in groups
     ]
-    return Sheet(caption, ("Strategy", "All", *titles), tuple(rows))
+    return Sheet(caption, ("Strategy", "All", *titles), tuple(rows), tuple(seeded))
 
 
 def overview_table(book: Book) -> Sheet:
@@ -125,7 +128,8 @@ def overview_table(book: Book) -> Sheet:
         "AUC on the common test set, and of the worst site on its own patients. Intervals as in "
         "the tables below. The best other strategy was chosen by its AUC in this same table."
     )
-    return Sheet(caption, titles, tuple(rows))
+    seeded = tuple(book.seeded(name) for name in book.scenarios)
+    return Sheet(caption, titles, tuple(rows), seeded)
 
 
 def closed(book: Book, scenario: str, strategy: str) -> GapClosed:

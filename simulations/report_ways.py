@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from shared.explain_remedies import remedies
-from shared.study import Study
-from simulations.records import Cell
 from simulations.report_data import Book
 
 
@@ -13,11 +11,10 @@ def strategies_told(book: Book, scenario: str) -> list[tuple[str, str]]:
 
     A remedy of the scenario's own study, such as a way to meet missing values, is in all of them.
     """
-    return [(name, _told(book.planned(scenario, name)[0])) for name in book.strategies(scenario)]
+    return [(name, _told(book, scenario, name)) for name in book.strategies(scenario)]
 
 
-def _told(cell: Cell) -> str:
-    study = Study.model_validate_json(cell.study_text)
-    said = [f"{cell.description[:1].upper()}{cell.description[1:]}"] if cell.description else []
-    said += [f"{it.name[:1].upper()}{it.name[1:]}: {it.does}" for it in remedies(study)]
-    return " ".join(text if text.endswith(".") else f"{text}." for text in said)
+def _told(book: Book, scenario: str, strategy: str) -> str:
+    said = [book.planned(scenario, strategy)[0].description]
+    said += [f"{it.name}: {it.does}" for it in remedies(book.study(scenario, strategy))]
+    return " ".join(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in said if text)

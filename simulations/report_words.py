@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from simulations.records import MEAN, WORST
 from simulations.report_data import ALONE, BASELINE, POOLED, Book, Key
+from simulations.report_sheet import few_sites
 from simulations.report_sites import best_personal, gains
 from simulations.report_stats import difference
 from simulations.report_tables import best_other, closed, which_is_worst
@@ -181,8 +182,14 @@ def _worst(book: Book, scenario: str, strategy: str) -> list[str]:
     often = "most often " if site.notes else ""
     return [
         f"With {strategy}, the worst site ({often}{site.text}) has AUC {worst:.3f} on its own "
-        f"patients, {mean - worst:.3f} below the mean of the sites."
+        f"patients, {mean - worst:.3f} below the mean of {_those(book, own)}."
     ]
+
+
+def _those(book: Book, key: Key) -> str:
+    """Return which sites a mean or a worst one is of."""
+    few = few_sites(book.figure(key))
+    return f"the {few} where it is defined" if few else "the sites"
 
 
 def _gains(book: Book, scenario: str, strategy: str) -> list[str]:
@@ -202,10 +209,14 @@ def _gains(book: Book, scenario: str, strategy: str) -> list[str]:
 
 def _personal(book: Book, scenario: str) -> list[str]:
     name = best_personal(book, scenario)
-    value = book.value(Key(scenario, name, where="own", model="personal", site=MEAN))
+    own = Key(scenario, name, where="own", model="personal", site=MEAN)
+    value = book.value(own)
     if value is None:
         return []
-    return [f"Models fine-tuned at the sites ({name}) reach {value:.3f} on own patients, in mean."]
+    return [
+        f"Models fine-tuned at the sites ({name}) reach {value:.3f} on own patients, in the mean "
+        f"of {_those(book, own)}."
+    ]
 
 
 def _cost(book: Book, scenario: str) -> list[str]:
@@ -268,12 +279,13 @@ def _worst_of_all(book: Book) -> list[str]:
         own = Key(name, BASELINE, where="own", site=WORST)
         value = book.value(own)
         if value is not None:
-            found.append((value, name, which_is_worst(book, own).text))
+            found.append((value, name, own))
     if not found:
         return []
-    value, name, site = min(found)
+    value, name, own = min(found)
     return [
-        f"The worst site under fedavg is {site} in {name}: AUC {value:.3f} on its own patients."
+        f"The worst site under fedavg is {which_is_worst(book, own).text} in {name}: AUC "
+        f"{value:.3f} on its own patients, the lowest of {_those(book, own)}."
     ]
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from simulations.aggregate import Aggregate, aggregate
 from simulations.records import MEAN, WORST, Cell, Measurement
+from simulations.report_sheet import SEEDED_NOISE
 from simulations.results import Results
 
 HEADLINE = "auc"
@@ -31,7 +32,7 @@ def tables(results: Results, scenarios: Iterable[str]) -> list[Table]:
 def noise_note(cells: Iterable[Cell]) -> str:
     """Return what every table of private simulations must say; empty without any."""
     seeded = any(cell.seeded_noise for cell in cells)
-    return "Noise of private runs is seeded: repeatable here, never so at a hospital." * seeded
+    return SEEDED_NOISE * seeded
 
 
 def _table(results: Results, scenario: str, cells: Sequence[Cell]) -> Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.study import Study, Task
+from shared.study import Study, Task, Training
 from simulations.records import (
     LOWER_IS_BETTER,
     MEAN,
@@ -25,7 +25,6 @@ from simulations.records import (
 )
 from simulations.results import Results
 
-STUDY = Study(name="made-up", task=Task(classes=("normal", "pneumonia")))
 SETTINGS = (("alone", "alone"), ("pooled", "pooled"))
 SKILL = {
     "alone": 0.70, "alone-more": 0.75, "fedavg": 0.86, "fedprox": 0.865, "scaffold": 0.92,
@@ -105,8 +104,14 @@ def cell_of(made_up: MadeUp, strategy: str, seed: int) -> Cell:
         command=f"consilium simulate run {made_up.name}.toml",
         description=f"made up as {strategy}",
         scenario_text=json.dumps({"name": made_up.name, "seeds": list(range(made_up.seeds))}),
-        study_text=STUDY.canonical(),
+        study_text=_study(strategy).canonical(),
     )
+
+
+def _study(strategy: str) -> Study:
+    """Return a study; of `often`, one that averages after half of the steps."""
+    training = Training(local_steps=4 if strategy == "often" else 8)
+    return Study(name="made-up", task=Task(classes=("normal", "pneumonia")), training=training)
 
 
 def outcome(made_up: MadeUp, cell: Cell) -> Outcome:

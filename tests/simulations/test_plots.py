@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from simulation_kit import MadeUp, write_results
 
 from simulations.plots import COLOURS, REFERENCE_LOOKS, Picture, looks, value_limits
-from simulations.plots_results import learning_curves, worst_site
+from simulations.plots_results import learning_curves, steps_between, worst_site
 from simulations.plots_sites import what_is_missing, who_has_what, who_took_part
 from simulations.plots_sweep import ladder_picture, ladders, privacy_pictures
 from simulations.records import Missing, Part, SiteRow
@@ -184,6 +184,16 @@ def test_curves_are_drawn_only_where_rounds_were_scored(tmp_path: Path) -> None:
     assert learning_curves("c", book, "x", style) is not None
     final = {key: value for key, value in book.figures.items() if key.round < 0}
     assert learning_curves("c", replace(book, figures=final), "x", style) is None
+
+
+def test_curves_of_rounds_of_different_length_are_drawn_over_steps(tmp_path: Path) -> None:
+    strategies = ("fedavg", "scaffold", "often")
+    book = book_of(tmp_path, MadeUp("x", strategies, seeds=1, sites=2, rounds=2))
+    assert steps_between(book, "x", strategies) == {"fedavg": 8, "scaffold": 8, "often": 4}
+    assert steps_between(book, "x", strategies[:2]) == {"fedavg": 1, "scaffold": 1}
+    picture = learning_curves("c", book, "x", looks(strategies))
+    assert picture is not None
+    assert "the steps of each site are counted" in picture.caption
 
 
 def sweep() -> list[MadeUp]:

@@ -22,7 +22,7 @@ from simulation_kit import MadeUp, cell_of, outcome, write_results
 
 from shared.errors import CoordinatorError
 from simulations.plots import looks
-from simulations.plots_results import learning_curves
+from simulations.plots_results import learning_curves, worst_site
 from simulations.report import write_report
 from simulations.report_data import Key, read_book
 from simulations.report_sheet import Entry, Sheet, to_csv
@@ -256,6 +256,46 @@ def test_the_bootstrap_interval_is_shown_beside_that_over_seeds(
     low, high = (statistics.mean(row[i] for row in found) for i in (1, 2))
     page = (results / "report.html").read_text()
     assert f"({low:.3f}–{high:.3f})".replace("0.", ".") in page
+
+
+def test_what_is_of_few_sites_says_so_beside_the_figure(tmp_path: Path) -> None:
+    """With eight classes and small sites some lack a class, so that they have no AUC."""
+    classes = tuple("abcdefgh")
+    made_up = MadeUp("few", ("alone", "pooled", "fedavg"), seeds=2, rounds=1, classes=classes)
+    folder = write_results(tmp_path, [made_up, replace(made_up, name="more")])
+    query = (
+        'select min(over), max("of") from measurement join cell on cell.id = measurement.cell '
+        "where scenario = 'few' and strategy = 'fedavg' and metric = 'auc' and site = '(mean)' "
+        "and \"where\" = 'own'"
+    )
+    with sqlite3.connect(folder / "results.sqlite") as database:
+        ((over, of),) = database.execute(query).fetchall()
+    assert 0 < over < of == 8
+    few = f"{over} of 8 sites"
+    page = write_report(folder).read_text()
+    glance = page.partition("All scenarios at a glance")[2].partition("<h3>")[0]
+    assert glance.count(f"of {few}") == 2
+    book = read_book(folder)
+    assert f"below the mean of the {few} where it is defined" in " ".join(result(book, "few"))
+    assert f"the lowest of the {few} where it is defined" in " ".join(overall(book))
+    picture = worst_site("w", book, "few", looks(made_up.strategies))
+    assert picture is not None
+    assert f"of {few}" in picture.alt
+
+
+def test_every_table_of_private_figures_says_that_their_noise_is_seeded(tmp_path: Path) -> None:
+    free = MadeUp("free", ("alone", "pooled", "fedavg"), seeds=1, sites=2, rounds=1, subgroups=True)
+    folder = write_results(tmp_path, [free, replace(free, name="private", epsilon=8.0)])
+    page = write_report(folder).read_text()
+    captions = re.findall(r"<caption>(.*?)</caption>", page)
+    noisy = [caption for caption in captions if "Noise of private runs is seeded" in caption]
+    assert len(noisy) == 4  # all scenarios; strategies, sites and subgroups of the private one
+    for name in ("overview", "strategies", "sites-private", "subgroups-private", "figures"):
+        for row in table(folder, name):
+            private = "private" in (row.get("scenario"), row.get("Scenario"))
+            assert row["seeded_noise"] == str(private), name
+    for name in ("sites-free", "subgroups-free"):
+        assert "seeded_noise" not in table(folder, name)[0]
 
 
 def test_the_worst_site_is_found_in_each_seed(results: Path, database: sqlite3.Connection) -> None:
