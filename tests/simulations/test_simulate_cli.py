@@ -50,6 +50,7 @@ federation = {rounds = 50}
 SWEEP = """
 name = "sizes"
 compare = ["pooled"]
+set = {"sites.number" = 1}
 scenarios = [{scenario = "tiny.toml"}]
 [grid.patients]
 few = {"data.patients" = 40}
