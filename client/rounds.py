@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import traceback
 
@@ -142,8 +143,7 @@ def _compute(
     if model is None:
         return _describe(session)
     state = hospital.local_states.before(request)
-    wear(model, state.norms)
-    return _train(session, model, state) if request.task == "train" else _close(session, model)
+    return (_train if request.task == "train" else _close)(session, model, state)
 
 
 def _describe(session: Session) -> Parcel:
@@ -161,8 +161,12 @@ def _describe(session: Session) -> Parcel:
 
 
 def _train(session: Session, model: nn.Module, state: LocalState) -> Parcel:
-    """Evaluate the global model, then train it; the update is new minus global weights."""
+    """Evaluate the global model, then train it; the update is new minus global weights.
+
+    Both with the site's own norms, where the study lets it keep them.
+    """
     study = session.study
+    wear(model, state.norms)
     loss = make_loss(study, own_statistics(session.hospital, study))
     terms = make_terms(study, model, session.control, state)
     paid = session.reserve(session.work.uses())
@@ -174,10 +178,13 @@ def _train(session: Session, model: nn.Module, state: LocalState) -> Parcel:
     return answer(session, "update", paid, update, evaluation=evaluation)
 
 
-def _close(session: Session, model: nn.Module) -> Parcel:
-    """Evaluate the model to be released, and the site's own, which is made now and stays."""
+def _close(session: Session, model: nn.Module, state: LocalState) -> Parcel:
+    """Evaluate the model as it is released, and the site's own, which is made now and stays."""
     tuned = session.study.training.personal_rounds > 0
-    own = fine_tune(session, model) if makes_personal(session.study) else model
+    own = copy.deepcopy(model)
+    wear(own, state.norms)
+    if makes_personal(session.study):
+        own = fine_tune(session, own)
     paid = session.reserve(session.work.uses())
     found = session.evaluate(model, subgroups=True)
     personal = session.evaluate(own) if tuned else None

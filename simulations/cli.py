@@ -65,8 +65,13 @@ def demo(
     raise typer.Exit(run_demo(options, Console(highlight=False)))
 
 
-@ending_workers()
 def main() -> None:
+    """Run the command as a process of its own, which ends with it."""
+    with ending_workers():
+        run()
+
+
+def run() -> None:
     """Run the command; errors are one line, never a traceback."""
     # Settled before anything imports Flower or torch.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

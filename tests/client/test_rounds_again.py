@@ -210,4 +210,7 @@ def test_what_is_sent_again_is_what_the_policy_allows_now(
     assert again.personal == (closed.personal if sent else None)
     assert again.subgroups == (closed.subgroups if sent else {})
     named = {"evaluation", "personal", "subgroups"} & set(ward.audit()[-1].left.fields)
-    assert len(named) == (3 if sent else 0)
+    # Exact counts of groups of a few patients do not leave at all.
+    assert bool(closed.subgroups) == (then == "noised")
+    expected = {"evaluation", "personal"} | ({"subgroups"} if closed.subgroups else set[str]())
+    assert named == (expected if sent else set())

@@ -21,7 +21,7 @@ from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
 
 from shared.errors import ConsiliumError
-from simulations.cli import main
+from simulations.cli import run
 from simulations.datasets import PhantomData
 from simulations.processes import descendants
 from simulations.results import Results
@@ -265,13 +265,13 @@ def test_other_data_need_not_the_scenario_s_own(here: Path) -> None:
     assert load_scenario("own.toml", data="phantoms").data == PhantomData()
 
 
-def said_by_main(
+def said_by_command(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
     """Return what the `consilium` command prints as it fails."""
     monkeypatch.setattr(sys, "argv", ["consilium", "simulate", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run()
     printed = capsys.readouterr()
     assert (ended.value.code, printed.out) == (1, "")
     return printed.err
@@ -295,7 +295,7 @@ def test_the_command_prints_errors_as_they_are(
 ) -> None:
     (here / "wrong.toml").write_text(TINY.replace('"tiny"', '"My Study"'))
     monkeypatch.setitem(sys.modules, "ray", None)
-    said = said_by_main(["run", scenario], monkeypatch, capsys)
+    said = said_by_command(["run", scenario], monkeypatch, capsys)
     assert said.startswith("Error: ")
     assert words in said
     assert said.count("\n") == 1
