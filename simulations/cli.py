@@ -14,6 +14,7 @@ from client.cli import app as site_app
 from server.cli import app as server_app
 from shared.errors import ConsiliumError
 from simulations.audit_cli import app as privacy_app
+from simulations.processes import ending_workers
 from simulations.simulate_cli import app as simulate_app
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ def demo(
     raise typer.Exit(run_demo(options, Console(highlight=False)))
 
 
+@ending_workers()
 def main() -> None:
     """Run the command; errors are one line, never a traceback."""
     # Settled before anything imports Flower or torch.

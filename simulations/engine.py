@@ -88,7 +88,8 @@ def simulate(
     The same seed gives the same model to the last bit on CPUs, however many workers there are,
     in whatever order they end, and whether or not the run was killed on the way. A round that
     was cut short is done again from the hospitals' state before it. Where that state is lost
-    (it is in memory, after a restart of the machine), the run begins anew.
+    (it is in memory, after a restart of the machine), the run begins anew. So does one that
+    failed, of which nothing is left.
 
     Federations of one site run in this process; Ray is started for the first larger one, and
     stays until the process ends. Call this from the main thread.
@@ -114,10 +115,15 @@ def simulate(
         return
     scene = _prepare(federation, study, run_dir, seed, resources)
     course = Course(behaviour, len(federation.sites), seed)
-    with _executor(len(federation.sites), resources) as executor:
-        _run(scene, run_dir, course, executor, on_round)
-    if inspect:
-        inspect(Cast(scene).at_the_end())
+    try:
+        with _executor(len(federation.sites), resources) as executor:
+            _run(scene, run_dir, course, executor, on_round)
+        if inspect:
+            inspect(Cast(scene).at_the_end())
+    except Exception:
+        for left in (scene.homes, run_dir):
+            shutil.rmtree(left, ignore_errors=True)
+        raise
     shutil.rmtree(scene.homes, ignore_errors=True)
     shutil.rmtree(run_dir / SCRATCH)
 

@@ -201,9 +201,14 @@ def _empty(folder: Path) -> None:
 
 
 def _reason(error: Exception, place: Path) -> str:
-    """Return in one line why a cell failed; of what nobody foresaw, the rest is in a file."""
+    """Return in one line why a cell failed; of what nobody foresaw, the rest is in a file.
+
+    Nothing else stays in the cell's folder: the next call begins it anew.
+    """
+    shutil.rmtree(place, ignore_errors=True)
     if isinstance(error, ConsiliumError):
         return str(error)
+    place.mkdir(parents=True)
     (place / "error.txt").write_text("".join(traceback.format_exception(error)))
     line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {line} (see {place / 'error.txt'})"

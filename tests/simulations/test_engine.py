@@ -138,6 +138,33 @@ def test_a_site_with_too_few_patients_sits_out(tmp_path: Path) -> None:
         simulate(federation(), huge, tmp_path / "huge", seed=0, resources=LOCAL)
 
 
+def test_nothing_is_left_of_a_run_that_failed_and_all_of_one_that_was_cut_short(
+    tmp_path: Path,
+) -> None:
+    def homes() -> set[Path]:
+        owners = Path("/dev/shm").glob("consilium-sites-*/owner")
+        return {path for path in owners if str(tmp_path) in path.read_text()}
+
+    def end_with(error: BaseException) -> None:
+        def after_a_round(done: int) -> None:
+            if done:
+                raise error
+
+        folder = tmp_path / "run"
+        simulate(federation(), study(), folder, seed=0, resources=LOCAL, on_round=after_a_round)
+
+    with pytest.raises(OSError, match="full"):
+        end_with(OSError("the disk is full"))
+    assert not (tmp_path / "run").exists()
+    assert not homes()
+    with pytest.raises(KeyboardInterrupt):
+        end_with(KeyboardInterrupt())
+    assert (tmp_path / "run" / "simulation" / "images.npy").exists()
+    assert homes()
+    simulate(federation(), study(), tmp_path / "run", seed=0, resources=LOCAL)
+    assert not homes()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(SimulationError, match="not empty"):

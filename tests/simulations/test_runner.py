@@ -135,6 +135,7 @@ def test_a_cell_that_fails_keeps_its_reason_does_not_stop_the_others_and_is_trie
 ) -> None:
     def no_fedavg(*args: Any, **options: Any) -> None:
         if args[1].name == "tiny-fedavg":
+            IN_PROCESS(*args, **options)
             raise ValueError("no luck\nwith details")
         IN_PROCESS(*args, **options)
 
@@ -147,6 +148,7 @@ def test_a_cell_that_fails_keeps_its_reason_does_not_stop_the_others_and_is_trie
     assert reason.startswith("ValueError: no luck (see ")
     assert "\n" not in reason
     details = Path(reason.partition("(see ")[2].rstrip(")"))
+    assert [path.name for path in details.parent.iterdir()] == ["error.txt"]
     assert "with details" in details.read_text()
     assert {m.strategy for m in figures(tmp_path)} == {"pooled"}
 

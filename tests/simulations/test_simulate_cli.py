@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
 
 from shared.errors import ConsiliumError
+from simulations.processes import descendants
 from simulations.results import Results
 from simulations.scenario import Scenario, list_scenarios
 from simulations.simulate_cli import _data_from, app
@@ -145,6 +149,55 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(here: Path) -> None:
     folder = here / "consilium-simulations" / "tiny"
     assert said.splitlines()[-1] == f"Stopped. The same command goes on with what is in {folder}."
     assert process.returncode == 130
+
+
+CRASHES_AT_ITS_END = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGSEGV)  # as threads of Ray have done it
+from simulations.cli import main
+main()
+"""
+
+
+def end_in_a_round(here: Path, number: int) -> tuple[int, str]:
+    """Send a signal to a run with a worker once a round is done; return how it ended.
+
+    Checks that it ends with all its processes, in seconds.
+    """
+    options = ["--strategy", "fedavg", "--workers", "1", "--out", "out"]
+    finished = "out/cells/*/run/checkpoints/round-*.json"
+    before = {path.name for path in here.glob(finished)}
+    with subprocess.Popen(
+        [sys.executable, "-c", CRASHES_AT_ITS_END, "simulate", "run", "tiny.toml", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=here,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        while before >= {path.name for path in here.glob(finished)}:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        started = {child: os.pidfd_open(child) for child in descendants(process.pid)}
+        assert len(started) > 4
+        os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
+        said = process.stdout.read()
+    assert not list(Path(tempfile.gettempdir()).glob(f"consilium-ray-{process.pid}-*"))
+    deadline = time.monotonic() + 20
+    for child, handle in started.items():
+        left = max(0.0, deadline - time.monotonic())
+        assert select.select([handle], [], [], left)[0], f"{child} is still there"
+        os.close(handle)
+    return process.returncode, said
+
+
+def test_no_process_of_ray_outlives_ctrl_c_and_its_end_is_not_python_s(here: Path) -> None:
+    (here / "tiny.toml").write_text(TINY.replace("rounds = 50", "rounds = 500"))
+    for _ in range(2):
+        code, said = end_in_a_round(here, signal.SIGINT)
+        assert code == 130
+        assert "Stopped. The same command goes on" in said.splitlines()[-1]
 
 
 def test_everything_that_comes_along_is_listed_one_line_each() -> None:
