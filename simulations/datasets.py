@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "describe_dataset",
     "load_dataset",
     "outline_dataset",
+    "with_data_at",
 ]
 
 Data = Annotated[
@@ -71,6 +73,18 @@ def outline_dataset(data: Data, seed: int) -> Dataset:
         SimulationError: A file is missing or not of its layout.
     """
     return data.outline(seed) if isinstance(data, PhantomData | NpzData) else data.load(seed)
+
+
+def with_data_at(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return a scenario's data section for another path; settings for the same kind stay.
+
+    Args:
+        section: As it is.
+        path: As `data_at` takes it, or a CSV table.
+    """
+    other = {"source": "table", "path": path} if path.endswith(".csv") else data_at(path)
+    same = other["source"] == section.get("source", "phantoms")
+    return {**section, **other} if same else other
 
 
 def data_at(path: str) -> dict[str, Any]:

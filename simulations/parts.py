@@ -18,7 +18,8 @@ def _which(value: Any) -> Any:
     numbers = isinstance(value, list | tuple) and all(
         isinstance(number, int) and number >= 1 for number in value
     )
-    if value != "all" and not (isinstance(value, float) and 0 < value < 1) and not numbers:
+    some = isinstance(value, float) and 0 < value < 1
+    if value != "all" and not some and not (numbers and value):
         raise ValueError("must be 'all', a part between 0 and 1, or numbers of sites from 1")
     return value
 

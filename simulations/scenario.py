@@ -17,7 +17,14 @@ from simulations.behaviour import check_behaviour
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow, Stay
 from simulations.checks import check_parts
 from simulations.data_files import find_data
-from simulations.datasets import Data, DicomData, Facts, PhantomData, describe_dataset
+from simulations.datasets import (
+    Data,
+    DicomData,
+    Facts,
+    PhantomData,
+    describe_dataset,
+    with_data_at,
+)
 from simulations.degrade import Degrade
 from simulations.partition import Partition
 from simulations.shifts import Shift
@@ -97,19 +104,22 @@ class Scenario(Plan):
         return known[name]
 
 
-def load_scenario(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Scenario:
+def load_scenario(
+    source: str | Path, overrides: Mapping[str, Any] | None = None, data: str | None = None
+) -> Scenario:
     """Read a scenario and check all that can be checked without computing.
 
     Args:
         source: Path of a file, or name of a scenario that comes with the harness.
         overrides: Values by dotted key, such as {"sites.number": 4, "partition.0.alpha": 0.3}.
+        data: File or folder instead of the scenario's own, which need not be there then.
 
     Raises:
         SimulationError: The file is missing, is not TOML, a key is wrong, data is missing, or
             parts do not fit together.
     """
     path = find_file(source)
-    return parse_scenario(read_toml(path), str(path), path.parent, overrides)
+    return parse_scenario(read_toml(path), str(path), path.parent, overrides, data)
 
 
 def list_scenarios() -> list[tuple[str, str, str]]:
@@ -162,6 +172,7 @@ def parse_scenario(
     where: str,
     base: Path,
     overrides: Mapping[str, Any] | None = None,
+    data: str | None = None,
 ) -> Scenario:
     """Validate and check a scenario given as nested values.
 
@@ -170,6 +181,7 @@ def parse_scenario(
         where: Named in errors.
         base: Folder that paths of data are relative to.
         overrides: Values by dotted key.
+        data: File or folder instead of the one that is named.
 
     Raises:
         SimulationError: A key is wrong, data is missing, or parts do not fit together.
@@ -177,14 +189,15 @@ def parse_scenario(
     changed = dict(values)
     for key, value in (overrides or {}).items():
         changed = _with(changed, key.split("."), value, key)
-    data = changed.get("data")
-    if isinstance(data, Mapping):
+    section = changed.get("data", {})
+    if isinstance(section, Mapping):
+        section = with_data_at(section, data) if data is not None else section
         found = {
-            key: find_data(data[key], base)
+            key: find_data(section[key], base)
             for key in ("path", "labels")
-            if isinstance(data.get(key), str)
+            if isinstance(section.get(key), str)
         }
-        changed["data"] = {"source": "phantoms", **data, **found}
+        changed["data"] = {"source": "phantoms", **section, **found}
     try:
         scenario = Scenario.model_validate(changed)
     except ValidationError as error:

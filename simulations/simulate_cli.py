@@ -72,10 +72,7 @@ def run(
 
     if is_sweep(scenario):
         raise SimulationError("this is a sweep", scenario, "Use `consilium simulate sweep`")
-    changes = _changes(strategy, seed, rounds)
-    found = load_scenario(scenario, changes)
-    if data is not None:
-        found = load_scenario(scenario, changes | _data_from(data, found))
+    found = load_scenario(scenario, _changes(strategy, seed, rounds), data)
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
     raise typer.Exit(_compute([found], out or FOLDER / found.name, resources, whole=True))
 
@@ -102,10 +99,7 @@ def sweep(
 
     if not is_sweep(sweep):
         raise SimulationError("this is one scenario", sweep, "Use `consilium simulate run`")
-    changes = _changes(strategy, seed, rounds)
-    found = load_sweep(sweep, changes)
-    if data is not None:
-        found = load_sweep(sweep, changes | _data_from(data, found.scenarios[0]))
+    found = load_sweep(sweep, _changes(strategy, seed, rounds), data)
     resources = Resources(cpus_per_client, gpus_per_client, ray_address, workers)
     raise typer.Exit(_compute(found.scenarios, out or FOLDER / found.name, resources))
 
@@ -145,16 +139,6 @@ def _changes(
     """Return what the options change in every scenario, by dotted key."""
     changes = {"compare": strategies, "seeds": seeds, "study.federation.rounds": rounds}
     return {key: value for key, value in changes.items() if value}
-
-
-def _data_from(path: str, scenario: Scenario) -> dict[str, Any]:
-    """Return the change that makes a scenario use other data; settings for the same kind stay."""
-    from simulations.datasets import data_at
-
-    section = {"source": "table", "path": path} if path.endswith(".csv") else data_at(path)
-    if section["source"] != scenario.data.source:
-        return {"data": section}
-    return {f"data.{key}": value for key, value in section.items()}
 
 
 def _compute(

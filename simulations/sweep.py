@@ -72,13 +72,16 @@ def is_sweep(source: str | Path) -> bool:
     return "scenarios" in read_toml(find_file(source))
 
 
-def load_sweep(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
+def load_sweep(
+    source: str | Path, overrides: Mapping[str, Any] | None = None, data: str | None = None
+) -> Sweep:
     """Read a sweep and check every scenario of it, without computing.
 
     Args:
         source: Path of a file, or name of a sweep that comes with the harness.
         overrides: Values by dotted key, for every scenario: the last word, `seeds` and `compare`
             included.
+        data: File or folder instead of those of the scenarios.
 
     Raises:
         SimulationError: A file is missing, a key is wrong, or a scenario is.
@@ -90,7 +93,7 @@ def load_sweep(source: str | Path, overrides: Mapping[str, Any] | None = None) -
         raise SimulationError(
             f"the sweep is not valid: {explain_validation(error)}", str(path), "Correct these keys"
         ) from None
-    scenarios = tuple(_multiplied(plan, path.parent, overrides or {}))
+    scenarios = tuple(_multiplied(plan, path.parent, overrides or {}, data))
     names = [scenario.name for scenario in scenarios]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SimulationError(
@@ -99,7 +102,9 @@ def load_sweep(source: str | Path, overrides: Mapping[str, Any] | None = None) -
     return Sweep(plan.name, plan.description, scenarios)
 
 
-def _multiplied(plan: SweepPlan, base: Path, last: Mapping[str, Any]) -> Iterator[Scenario]:
+def _multiplied(
+    plan: SweepPlan, base: Path, last: Mapping[str, Any], data: str | None
+) -> Iterator[Scenario]:
     """Yield every scenario at every place of the grid."""
     axes = [[(axis, place) for place in places] for axis, places in plan.grid.items()]
     for rung in plan.scenarios:
@@ -122,4 +127,4 @@ def _multiplied(plan: SweepPlan, base: Path, last: Mapping[str, Any]) -> Iterato
                 "compare": list(dict.fromkeys((*plan.compare, *rung.compare))),
                 **last,
             }
-            yield parse_scenario(values, f"{plan.name}, {file.name}", file.parent, changes)
+            yield parse_scenario(values, f"{plan.name}, {file.name}", file.parent, changes, data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -143,18 +142,6 @@ def test_npz_classes_may_be_taken_as_findings(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(found.train.labels.sum(axis=1), labels[:40] > 0)
     np.testing.assert_array_equal(strata(found.train.labels), labels[:40])
-
-
-def test_npz_is_read_again_only_once_it_has_changed(tmp_path: Path) -> None:
-    path = some_npz(tmp_path, np.arange(50) % 2)
-    data = NpzData(source="npz", path=str(path))
-    facts, known = data.facts(), path.stat()
-    path.write_bytes(bytes(known.st_size))
-    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
-    assert data.facts() == facts
-    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
-    with pytest.raises(SimulationError, match=r"cannot be read as \.npz"):
-        data.facts()
 
 
 def test_npz_of_fewer_patients(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,15 @@ def test_images_that_no_memory_could_hold_are_no_hindrance() -> None:
     data = {"source": "phantoms", "patients": 200_000, "images": 16, "size": 256}
     scenario = Scenario.model_validate(PHANTOMS | {"data": data, "shifts": [{"kind": "blur"}]})
     assert find_obstacle(scenario, 0) is None
+
+
+def test_npz_is_read_again_only_once_it_has_changed(tmp_path: Path) -> None:
+    path = Path(some_npz(tmp_path))
+    data = NpzData(source="npz", path=str(path))
+    facts, known = data.facts(), path.stat()
+    path.write_bytes(bytes(known.st_size))
+    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert data.facts() == facts
+    os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns + 1))
+    with pytest.raises(SimulationError, match=r"cannot be read as \.npz"):
+        data.facts()

@@ -9,6 +9,7 @@ import pytest
 
 from shared.errors import SimulationError
 from shared.study import load_study
+from simulations.datasets import with_data_at
 from simulations.scenario import (
     SCENARIOS,
     Scenario,
@@ -96,6 +97,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"degrade": [{"kind": "missing-labels", "sites": [5]}]}, "there is no site 5, only 4"),
     ({"degrade": [{"kind": "missing-labels", "sites": 2}]}, "must be 'all', a part between"),
     ({"degrade": [{"kind": "missing-labels", "sites": [0]}]}, "must be 'all', a part between"),
+    ({"degrade": [{"kind": "missing-labels", "sites": []}]}, "must be 'all', a part between"),
+    ({"behaviour": {"stays": [{"sites": [], "joins": 2}]}}, "must be 'all', a part between"),
     ({"degrade": [{"kind": "missing-labels", "classes": ["ill"]}]}, "there is no class 'ill'"),
     ({"degrade": [{"kind": "missing-labels", "only": "absent"}]}, "is about findings"),
     ({"degrade": [{"kind": "absent-class", "name": "ill"}]}, "There are: healthy, disease"),
@@ -258,6 +261,14 @@ def test_the_digest_is_of_what_decides_a_result() -> None:
         {"study": {"training": {"local_steps": 7}}},
     ):
         assert parsed(**changes).digest != scenario.digest
+
+
+def test_other_data_keep_the_settings_of_the_same_kind() -> None:
+    npz = {"source": "npz", "path": "a.npz", "patients": 9}
+    assert with_data_at(npz, "b.npz") == {"source": "npz", "path": "b.npz", "patients": 9}
+    assert with_data_at({"patients": 9}, "b.npz") == {"source": "npz", "path": "b.npz"}
+    assert with_data_at({"patients": 9}, "phantoms") == {"source": "phantoms", "patients": 9}
+    assert with_data_at(npz, "b.csv") == {"source": "table", "path": "b.csv"}
 
 
 SWEEP = """

@@ -21,10 +21,11 @@ from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
 
 from shared.errors import ConsiliumError
+from simulations.datasets import PhantomData
 from simulations.processes import descendants
 from simulations.results import Results
-from simulations.scenario import Scenario, list_scenarios
-from simulations.simulate_cli import _data_from, app
+from simulations.scenario import list_scenarios, load_scenario
+from simulations.simulate_cli import app
 from simulations.strategies import BUILT_IN
 from simulations.summary import tables
 
@@ -243,14 +244,15 @@ def test_what_is_not_installed_is_said_before_anything_is_computed(
     assert not (here / "consilium-simulations").exists()
 
 
-def test_other_data_keep_the_settings_of_the_same_kind() -> None:
-    def scenario(**data: object) -> Scenario:
-        return Scenario.model_validate({"name": "x", "data": data})
-
-    npz = scenario(source="npz", path="a.npz", patients=9)
-    assert _data_from("b.npz", npz) == {"data.source": "npz", "data.path": "b.npz"}
-    phantoms = scenario(source="phantoms", patients=9)
-    assert _data_from("b.npz", phantoms) == {"data": {"source": "npz", "path": "b.npz"}}
+def test_other_data_need_not_the_scenario_s_own(here: Path) -> None:
+    (here / "own.toml").write_text(
+        'name = "own"\nsites.number = 2\n[data]\nsource = "npz"\npath = "gone.npz"\n'
+    )
+    (here / "all.toml").write_text('name = "all"\nscenarios = [{ scenario = "own.toml" }]\n')
+    assert "there is no data 'gone.npz'" in refused("run", "own.toml")
+    for command in (["run", "own.toml"], ["sweep", "all.toml"]):
+        assert "there is no data 'other.npz'" in refused(*command, "--data", "other.npz")
+    assert load_scenario("own.toml", data="phantoms").data == PhantomData()
 
 
 def test_tables_say_that_noise_is_seeded_and_over_how_many_sites_a_figure_is(
