@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -192,13 +193,19 @@ def check_reachable(address: str) -> None:
     """Knock at HOST:PORT; Ray itself would try for many minutes, in silence.
 
     Raises:
-        SimulationError: Nobody answers there.
+        SimulationError: It is no address, or nobody answers there.
     """
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        return  # "auto", which Ray looks up in its own files
+    if address == "auto":
+        return  # Ray looks it up in its own files
+    parts = re.fullmatch(r"(?:ray://)?([^/]+):([0-9]+)", address)
+    if parts is None:
+        raise SimulationError(
+            "this is not the address of a Ray cluster",
+            address,
+            "Give --ray-address as HOST:PORT, ray://HOST:PORT or auto",
+        )
     try:
-        socket.create_connection((host.split("/")[-1], int(port)), timeout=10).close()
+        socket.create_connection((parts[1], int(parts[2])), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise SimulationError(
             f"no Ray cluster answers: {error}",

@@ -221,6 +221,9 @@ def test_everything_that_comes_along_is_listed_one_line_each() -> None:
         (["report", "."], "there are no results here"),
         (["run", "tiny.toml", "--gpus-per-client", "1"], NO_GPU),
         (["run", "tiny.toml", "--ray-address", "127.0.0.1:1"], "no Ray cluster answers"),
+        (["run", "tiny.toml", "--ray-address", "nonsense"], "not the address of a Ray cluster"),
+        (["run", "tiny.toml", "--ray-address", "host:abc"], "not the address of a Ray cluster"),
+        (["run", "tiny.toml", "--ray-address", "http://h:1"], "not the address of a Ray cluster"),
         (["run", "tiny.toml", "--out", "tiny.toml"], "the results folder cannot be written"),
     ],
 )
