@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from shared.transport import Weights
 from simulations.behaviour import ActingTransport, Course, check_behaviour
 from simulations.behaviour_plan import Behaviour
 from simulations.hospital import SCENE, Cast, Scene, SimulatedSite
+from simulations.limits import free_bytes, free_cores
 from simulations.stage import write_stage
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ def simulate(
     The same seed gives the same model to the last bit on CPUs, however many workers there are,
     in whatever order they end, and whether or not the run was killed on the way. A round that
     was cut short is done again from the hospitals' state before it. Where that state is lost
-    (it is in memory, after a restart of the machine), the run begins anew. So does one that
-    failed, of which nothing is left.
+    (it is in memory, after a restart of the machine) or cannot be gone on with (on a cluster,
+    whose other machines do not see it; on a GPU what was begun on a CPU), the run begins anew.
+    So does one that failed, of which nothing is left.
 
     Federations of one site run in this process; Ray is started for the first larger one, and
     stays until the process ends. Call this from the main thread.
@@ -201,16 +202,19 @@ def _initial(seed: int, study: Study) -> Weights:
 def _prepare(
     federation: Federation, study: Study, run_dir: Path, seed: int, resources: Resources
 ) -> Scene:
-    """Set the scene, or return the one that is there."""
-    folder = run_dir / SCRATCH
+    """Set the scene, or return the one that is there, if it can be gone on with here."""
+    folder, device = run_dir / SCRATCH, "cuda" if resources.gpus_per_client else "cpu"
     if (folder / SCENE).exists():
         scene = Scene.model_validate_json((folder / SCENE).read_bytes())
         if (scene.seed, scene.study) != (seed, study):
             raise SimulationError(
                 "the folder holds a run of another study or seed", str(run_dir), "Use a new one"
             )
-        if scene.homes.exists():
+        # Other machines of a cluster do not see this one's memory.
+        seen = not resources.ray_address or scene.homes.is_relative_to(folder.resolve())
+        if seen and scene.device == device and scene.homes.exists():
             return scene
+        shutil.rmtree(scene.homes, ignore_errors=True)
     elif run_dir.exists() and any(run_dir.iterdir()) and not folder.exists():
         raise SimulationError("the folder of the run is not empty", str(run_dir), "Use a new one")
     if run_dir.exists():
@@ -223,7 +227,7 @@ def _prepare(
         data=folder.resolve(),
         homes=_make_homes(folder.resolve(), study, len(sides), shared=bool(resources.ray_address)),
         server_key=(folder / "server" / "server.pub").resolve(),
-        device="cuda" if resources.gpus_per_client else "cpu",
+        device=device,
         sites=tuple(
             SimulatedSite(name=site.name, sides=own)
             for site, own in zip(federation.sites, sides, strict=True)
@@ -299,8 +303,6 @@ def _open_workers(resources: Resources) -> Workers:
 
 
 def _count_workers(cpus: float) -> int:
-    """Return how many workers the machine's processors and free memory allow; at least one."""
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    allowed = len(os.sched_getaffinity(0)) / cpus, (free - SPARE_BYTES) / WORKER_BYTES
+    """Return how many workers the processors and the free memory allow; at least one."""
+    allowed = free_cores() / cpus, (free_bytes() - SPARE_BYTES) / WORKER_BYTES
     return max(1, int(min(allowed)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from federation_kit import LOCAL, ROUNDS, federation, study
 from client.hospital import Hospital
 from shared.errors import CoordinatorError, SimulationError
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow
-from simulations.engine import Resources, close_workers, simulate
+from simulations.engine import Resources, _prepare, close_workers, simulate
 
 
 def model(folder: Path) -> bytes:
@@ -196,3 +197,30 @@ simulate(federation(), study(), Path({str(tmp_path / "run")!r}), seed=5, resourc
     assert lines(tmp_path / "run") == lines(whole)
     started = [e for e in lines(tmp_path / "run", "events.jsonl") if e["event"] == "run-started"]
     assert [event["rounds_done"] for event in started] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("resources", "goes_on"),
+    [
+        (Resources(workers=7), True),
+        (Resources(ray_address="10.0.0.1:6379"), False),
+        (Resources(gpus_per_client=0.5), False),
+    ],
+    ids=["here", "cluster", "gpu"],
+)
+def test_what_cannot_be_gone_on_with_begins_anew(
+    tmp_path: Path, resources: Resources, goes_on: bool
+) -> None:
+    begun = _prepare(federation(), study(), tmp_path / "run", 0, LOCAL)
+    try:
+        assert begun.homes.parent == Path("/dev/shm")
+        scene = _prepare(federation(), study(), tmp_path / "run", 0, resources)
+        assert (scene == begun) == goes_on == begun.homes.exists()
+        assert scene.device == ("cuda" if resources.gpus_per_client else "cpu")
+        if resources.ray_address:
+            assert scene.homes.is_relative_to(tmp_path)
+            assert _prepare(federation(), study(), tmp_path / "run", 0, resources) == scene
+    finally:
+        for owner in Path("/dev/shm").glob("consilium-sites-*/owner"):
+            if str(tmp_path) in owner.read_text():
+                shutil.rmtree(owner.parent)
