@@ -66,12 +66,16 @@ class Results:
         self._engine.dispose()
 
     def plan(self, cells: Iterable[Cell]) -> None:
-        """Note which cells are to be computed; what is there of them already stays."""
+        """Note which cells are to be computed; what is there of them already stays.
+
+        But for their labels, which decide no figure: an axis of the sweep may have a new name.
+        """
         with self._writing() as connection:
             for cell in cells:
                 _supersede(connection, cell)
                 mine = cell_table.c.id == cell.id
-                found = connection.execute(update(cell_table).where(mine).values(current=True))
+                again = update(cell_table).where(mine).values(current=True, labels=cell.labels)
+                found = connection.execute(again)
                 if not found.rowcount:
                     connection.execute(insert(cell_table).values(current=True, **asdict(cell)))
 

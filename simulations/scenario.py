@@ -192,12 +192,7 @@ def parse_scenario(
     section = changed.get("data", {})
     if isinstance(section, Mapping):
         section = with_data_at(section, data) if data is not None else section
-        found = {
-            key: find_data(section[key], base)
-            for key in ("path", "labels")
-            if isinstance(section.get(key), str)
-        }
-        changed["data"] = {"source": "phantoms", **section, **found}
+        changed["data"] = {"source": "phantoms", **section}
     try:
         scenario = Scenario.model_validate(changed)
     except ValidationError as error:
@@ -206,6 +201,11 @@ def parse_scenario(
             where,
             "Correct the named keys",
         ) from None
+    # Of the data as validated: heart-disease has a path also where no key says it.
+    named = scenario.data.model_dump(include={"path", "labels"})
+    found = {key: find_data(path, base) for key, path in named.items()}
+    located = scenario.data.model_copy(update=found)
+    scenario = scenario.model_copy(update={"data": located})
     _check(scenario)
     return scenario
 

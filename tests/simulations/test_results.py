@@ -56,6 +56,16 @@ def test_a_finished_cell_comes_back_as_it_was_written(tmp_path: Path) -> None:
         assert results.missing(CELL.id) == list(outcome.missing)
 
 
+def test_an_axis_of_a_sweep_may_be_renamed(tmp_path: Path) -> None:
+    with Results(tmp_path, create=True) as results:
+        results.plan([CELL])
+        finish(results, CELL, 0.9)
+        results.plan([replace(CELL, labels={"label skew": "dirichlet-0.1"})])
+        (cell,) = results.cells(state="finished")
+        assert cell.labels == {"label skew": "dirichlet-0.1"}
+        assert [m.value for m in results.measurements()] == [0.9]
+
+
 def test_any_tool_for_sqlite_can_read_the_figures(tmp_path: Path) -> None:
     with Results(tmp_path, create=True) as results:
         results.plan([CELL])

@@ -15,10 +15,11 @@ import pytest
 
 from shared.errors import CoordinatorError, SimulationError
 from simulations.engine import Resources, simulate
+from simulations.heart_disease import HOSPITALS
 from simulations.records import Cell, Measurement
 from simulations.results import Results
 from simulations.runner import Job, plan_jobs, run_jobs
-from simulations.scenario import Scenario
+from simulations.scenario import Scenario, parse_scenario
 
 IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
 
@@ -212,6 +213,27 @@ def test_a_data_file_that_changed_is_not_taken_for_what_it_was(tmp_path: Path) -
     assert jobs(data=table, study=study)[0].cell.id == first
     file.write_text("\n".join(["age,ill", *rows, "3,yes"]))
     assert jobs(data=table, study=study)[0].cell.id != first
+
+
+def test_the_files_of_a_path_that_no_key_says_count_too(tmp_path: Path) -> None:
+    (tmp_path / "heart_disease").mkdir()
+    files = [tmp_path / "heart_disease" / f"processed.{name}.data" for name in HOSPITALS]
+    for file in files:
+        file.write_text("63,1,1,145,233,1,2,150,0,2.3,3,0,6,0\n" * 9)
+    values = {
+        "name": "heart",
+        "data": {"source": "heart-disease"},
+        "partition": [{"kind": "by-group"}],
+        "study": {"privacy": {"enabled": False}},
+    }
+
+    def identity() -> str:
+        return plan_jobs([parse_scenario(values, "test", tmp_path)])[0].cell.id
+
+    before = identity()
+    assert identity() == before
+    files[1].write_text("")
+    assert identity() != before
 
 
 def test_one_sweep_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
