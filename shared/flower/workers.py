@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -179,8 +178,7 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
                 # Ray ends the process there and then; whoever runs a simulation may want a word.
                 signal.signal(signal.SIGTERM, on_term)
             resources = {"num_cpus": settings.cpus, "num_gpus": settings.gpus}
-            at_start = {"on_actor_init_fn": _end_with_raylet}
-            pool = BasicActorPool(ClientAppActor, resources, at_start)
+            pool = BasicActorPool(ClientAppActor, resources, {})
             pool.add_actors_to_pool(pool.actors_capacity)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise SimulationError(
@@ -189,14 +187,6 @@ def _start(settings: WorkerSettings, folder: Path) -> list[Any]:
             "Check --ray-address, and that a worker's CPUs and GPUs do not exceed the machine's",
         ) from None
     return list(pool.pool)
-
-
-def _end_with_raylet() -> None:
-    """Let the kernel end this worker, however busy, with the process of Ray that started it.
-
-    That one ends with the simulation; by itself Ray notices a killed one only after a while.
-    """
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, see prctl(2)
 
 
 def check_reachable(address: str) -> None:
