@@ -197,14 +197,16 @@ def _check_sound(scene: Scene, site: int, reply: Reply) -> None:
     simulation's own, and would be taken for what the federation is like.
 
     Raises:
-        SimulationError: It did.
+        SimulationError: It did; what its log says is a note of the error.
     """
     if reply.refusal is not None and reply.refusal.code == "internal-error":
-        raise SimulationError(
+        error = SimulationError(
             f"the program of {scene.sites[site].name} failed in round {reply.round}",
-            str(scene.data / SITES_LOG),
-            "The log says why; if the data are as they should be, report it as a bug",
+            todo="If the data are as they should be, report it as a bug",
         )
+        # Nothing is left of a run that failed, so what the hospital wrote goes with the error.
+        error.add_note((scene.data / SITES_LOG).read_text())
+        raise error
 
 
 def _initial(seed: int, study: Study) -> Weights:

@@ -214,17 +214,21 @@ def _empty(folder: Path) -> None:
 
 
 def _reason(error: Exception, place: Path) -> str:
-    """Return in one line why a cell failed; of what nobody foresaw, the rest is in a file.
+    """Return in one line why a cell failed; the rest, if there is more, is in a file.
+
+    There is of what nobody foresaw, and of errors that bring notes.
 
     Nothing else stays in the cell's folder: the next call begins it anew.
     """
     shutil.rmtree(place, ignore_errors=True)
-    if isinstance(error, ConsiliumError):
+    foreseen = isinstance(error, ConsiliumError)
+    if foreseen and not getattr(error, "__notes__", ()):
         return str(error)
     place.mkdir(parents=True)
     (place / "error.txt").write_text("".join(traceback.format_exception(error)))
     line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line} (see {place / 'error.txt'})"
+    said = line if foreseen else f"{type(error).__name__}: {line}"
+    return f"{said} (see {place / 'error.txt'})"
 
 
 @contextmanager

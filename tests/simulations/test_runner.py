@@ -131,6 +131,18 @@ def test_killed_in_the_middle_it_goes_on_and_computes_nothing_again(tmp_path: Pa
     assert compute(killed, jobs())[0] == ["begin 0 2"]
 
 
+def test_what_an_error_brings_along_is_kept_in_a_file(tmp_path: Path) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        error = SimulationError("a program failed", todo="Report it")
+        error.add_note("its log\nof many lines")
+        raise error
+
+    (failed,) = run_jobs(jobs(compare=["fedavg"]), tmp_path, broken, "cpu", Notes())
+    said, _, place = failed.reason.partition(" (see ")
+    assert said == "a program failed. Report it"
+    assert "its log\nof many lines" in Path(place.rstrip(")")).read_text()
+
+
 def test_a_cell_that_fails_keeps_its_reason_does_not_stop_the_others_and_is_tried_again(
     tmp_path: Path,
 ) -> None:

@@ -126,7 +126,9 @@ def test_a_cell_that_fails_is_named_and_makes_the_exit_code_1(here: Path) -> Non
 def test_a_run_that_cannot_work_is_refused_and_a_sweep_computes_the_rest(here: Path) -> None:
     skewed = TINY + '[[partition]]\nkind = "dirichlet"\nalpha = 1\n'
     (here / "tiny.toml").write_text(skewed)
-    (here / "sizes.toml").write_text(SWEEP.replace("= 40}", '= 40, "partition.0.minimum" = 9}'))
+    (here / "sizes.toml").write_text(
+        SWEEP.replace("= 40}", '= 40, "partition.0.minimum" = 9}').replace("= 1}", "= 2}")
+    )
     result = call("sweep", "sizes.toml", "--rounds", 1)
     assert result.exit_code == 1
     said = (
