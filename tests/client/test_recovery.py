@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
-import sqlite3
-import sys
 from typing import Any
 
 import pytest
+from recovery_kit import charged, spoil
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.privacy.budget import uses_of
 from client.privacy.groups import EVERYONE, charges_of
 from client.recovery import recover
 from client.spending import spending_report
@@ -22,13 +18,6 @@ from shared.accounting import Mechanism, calibrate, epsilon
 from shared.errors import LedgerError
 
 Ward = Any  # the class in conftest.py
-
-
-def charged(ward: Ward, study: Any) -> tuple[int, int]:
-    """Uses of training and of evaluation the ledger counts."""
-    with ward.hospital().ledger() as ledger:
-        entries = ledger.entries()
-    return tuple(uses_of(entries, study.digest, purpose) for purpose in ("train", "evaluate"))
 
 
 def test_a_sound_ledger_is_left_alone(ward: Ward) -> None:
@@ -61,22 +50,6 @@ def test_a_restored_home_goes_on_with_everything_charged(ward: Ward) -> None:
     assert reply.head.entries > known["known_head"].entries
     assert old.ask(other, 2, **server.seen(reply.head)).outcome == "update"
     assert [line.event for line in old.audit()].count("ledger-adopted") == 1
-
-
-def spoil(ward: Ward, how: str) -> None:
-    ledger = ward.home / "ledger.sqlite"
-    if how == "deleted":
-        for path in ward.home.glob("ledger.sqlite*"):
-            path.unlink()
-    elif how == "overwritten":
-        ledger.write_bytes(b"my notes " * 500)
-    elif how == "anchor":
-        (ward.home / "ledger.anchor").unlink()
-    else:
-        with sqlite3.connect(ledger) as database:
-            database.execute("drop trigger entry_no_update")
-            database.execute("drop trigger cohort_member_no_delete")
-            database.execute(how)
 
 
 @pytest.mark.parametrize(
@@ -370,52 +343,3 @@ def test_a_study_no_noise_can_keep_does_not_stop_recovery(ward: Ward) -> None:
     spoil(ward, "anchor")
     assert recover(ward.hospital(), "IT", ()).outcome == "replaced"
     assert charged(ward, impossible) == (0, 0)
-
-
-def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:
-    with (
-        ward.hospital().ledger() as ledger,
-        ledger.locked(),
-        pytest.raises(LedgerError, match="another process"),
-    ):
-        recover(ward.hospital(), "IT", ())
-
-
-@pytest.mark.parametrize("how", ["anchor", "update entry set steps = 0 where kind = 'reserve'"])
-def test_a_recovery_killed_at_any_step_refuses_training_until_it_is_done(
-    ward: Ward, how: str
-) -> None:
-    study = ward.study()
-    ward.approve(study)
-    ward.ask(study, 1)
-    spoil(ward, how)
-    for step in range(1, 20):
-        copy = ward.copy(f"killed-{step}")
-        if ended_by_itself(copy, step):
-            break
-        if (copy.home / "ledger.sqlite").exists() or (copy.home / "ledger.anchor").exists():
-            assert copy.ask(study, 2).refusal.code in ("ledger-invalid", "budget-exhausted")
-        else:
-            pytest.fail(f"killed at rename {step}: the next start would begin with nothing spent")
-        recover(copy.hospital(), "IT", ())
-        assert charged(copy, study) == (4, 5)
-    assert step > 4
-
-
-def ended_by_itself(ward: Ward, step: int) -> bool:
-    """Recover in a forked process that dies when it is about to rename a file for that time."""
-    child = os.fork()
-    if child == 0:
-        renames = itertools.count(1)
-
-        def die(event: str, _: tuple[object, ...]) -> None:
-            if event == "os.rename" and next(renames) == step:
-                os._exit(9)
-
-        sys.addaudithook(die)
-        try:
-            recover(ward.hospital(), "IT", ())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

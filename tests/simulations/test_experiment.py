@@ -6,69 +6,26 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from experiment_kit import ROUNDS, compute, only, select, tiny, with_study
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
 from shared.errors import SimulationError
 from shared.models import build_model, set_weights
 from simulations.build import Federation, build_federation
-from simulations.engine import Resources, simulate
-from simulations.experiment import run_cell, tidy
-from simulations.records import FINAL, MEAN, METRICS, WORST, Cell, Measurement, Outcome
+from simulations.experiment import tidy
+from simulations.records import MEAN, METRICS, WORST, Cell, Outcome
 from simulations.report import write_report
 from simulations.results import Results
 from simulations.runner import plan_jobs
-from simulations.scenario import Behaviour, Scenario, Slow, study_of
+from simulations.scenario import Scenario, study_of
 from simulations.trace import read_trace
-
-IN_PROCESS = partial(simulate, resources=Resources(engine="local"))
-ROUNDS = 2
-
-
-def tiny(**changes: Any) -> Scenario:
-    """Return a scenario of three small sites; the third may be left with few patients."""
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "data": {"source": "phantoms", "patients": 90, "test_patients": 60, "size": 28},
-        "partition": [{"kind": "shares", "shares": [0.45, 0.45, 0.1]}],
-        "study": {
-            "federation": {"rounds": ROUNDS},
-            "training": {"local_steps": 2},
-            "model": {"name": "cnn", "widths": [4, 4], "hidden": 0},
-            "privacy": {"enabled": False},
-            "data": {"held_out": 0.3},
-        },
-        "compare": ["alone", "pooled", "fedavg"],
-    }
-    return Scenario.model_validate(values | changes)
-
-
-def with_study(**parts: Any) -> Scenario:
-    study = tiny().study
-    return tiny(study=study | {key: {**study.get(key, {}), **v} for key, v in parts.items()})
-
-
-def compute(
-    scenario: Scenario,
-    strategy: str,
-    folder: Path,
-    seed: int = 0,
-    federation: Federation | None = None,
-) -> Outcome:
-    (job,) = plan_jobs([scenario.model_copy(update={"compare": (strategy,), "seeds": (seed,)})])
-    told: list[float] = []
-    federation = federation or build_federation(scenario, seed)
-    outcome = run_cell(job.cell, scenario, federation, folder, IN_PROCESS, "cpu", told.append)
-    assert told == sorted(told)
-    assert told[-1] == 1
-    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +48,6 @@ def together(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> tu
 def each_alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     few = with_study(data={"min_patients": 12})
     return compute(few, "alone", tmp_path_factory.mktemp("alone"))
-
-
-def only(outcome: Outcome, **equal: object) -> Measurement:
-    (found,) = select(outcome, **equal)
-    return found
-
-
-def select(outcome: Outcome, **equal: object) -> list[Measurement]:
-    where = {"metric": "auc", "round": FINAL, "subgroup": "", **equal}
-    return [m for m in outcome.measurements if all(getattr(m, k) == v for k, v in where.items())]
 
 
 def test_the_released_model_is_scored_on_the_test_set_and_at_every_site(
@@ -380,67 +327,6 @@ def test_what_privacy_cost_is_that_of_the_worst_site_and_its_noise_is_called_see
     assert cell.epsilon == max(epsilon for epsilon in spent if epsilon is not None)
     assert (cell.private, cell.seeded_noise) == (True, True)
     assert all((row.noise_multiplier or 0) > 0 for row in personal.sites)
-
-
-NAMES = ("St Mary's", "H\u00f4pital Nord", "A/B")
-
-
-def called(federation: Federation) -> Federation:
-    """Return a federation whose sites have the names of real hospitals."""
-    pairs = zip(federation.sites, NAMES, strict=True)
-    return replace(federation, sites=tuple(replace(site, name=name) for site, name in pairs))
-
-
-@pytest.mark.parametrize("strategy", ["personal", "alone"])
-def test_sites_may_be_called_whatever_hospitals_are(strategy: str, tmp_path: Path) -> None:
-    private = with_study(privacy={"enabled": True, "epsilon": 8})
-    federation = called(build_federation(private, 0))
-    outcome = compute(private, strategy, tmp_path, federation=federation)
-    assert {part.state for part in outcome.parts} == {"update", "evaluated"}
-    assert {part.site for part in outcome.parts} == set(NAMES)
-    assert [row.site for row in outcome.sites] == list(NAMES)
-    assert all(0 < (row.epsilon or 0) <= 8 for row in outcome.sites)
-    kind = "personal" if strategy == "personal" else "local"
-    for name in NAMES:
-        assert only(outcome, model=kind, where="test", site=name).value is not None
-    assert {path.name for path in tmp_path.iterdir()} <= {
-        *("run", "personal", "site-1", "site-2", "site-3"),
-    }
-    assert outcome.cell.notes == build_federation(private, 0).notes
-
-
-@pytest.mark.parametrize("strategy", ["fedavg", "alone"])
-def test_a_hospital_whose_program_fails_fails_the_cell(
-    scenario: Scenario, federation: Federation, strategy: str, tmp_path: Path
-) -> None:
-    named = called(federation)
-    broken = replace(
-        named.sites[1],
-        train=replace(named.sites[1].train, labels=federation.sites[1].train.labels + 7),
-    )
-    named = replace(named, sites=(named.sites[0], broken, named.sites[2]))
-    with pytest.raises(
-        SimulationError, match="the program of H\u00f4pital Nord failed in round 1"
-    ) as caught:
-        compute(scenario, strategy, tmp_path, federation=named)
-    assert "\n" not in str(caught.value)
-    (note,) = caught.value.__notes__
-    assert "Traceback" in note
-
-
-def test_a_site_that_is_late_in_every_round_has_spent_what_its_ledger_says(tmp_path: Path) -> None:
-    private = with_study(privacy={"enabled": True, "epsilon": 8})
-    slow = private.model_copy(
-        update={"behaviour": Behaviour(slow=(Slow(sites=(3,), seconds=1e6),))}
-    )
-    outcome = compute(slow, "fedavg", tmp_path / "slow")
-    in_time = compute(private, "fedavg", tmp_path / "in-time")
-    assert {p.state for p in outcome.parts if p.site == "site-3"} == {"late"}
-    for row, other in zip(outcome.sites, in_time.sites, strict=True):
-        assert row.epsilon is not None
-        assert row.epsilon == other.epsilon
-        assert (row.delta, row.noise_multiplier) == (other.delta, other.noise_multiplier)
-    assert outcome.cell.epsilon == in_time.cell.epsilon
 
 
 def test_a_cell_is_another_one_when_anything_its_figures_depend_on_changes(

@@ -13,23 +13,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from scipy import stats
-from simulation_kit import MadeUp, cell_of, outcome, write_results
+from simulation_kit import MadeUp, Tags, write_results
 
 from shared.errors import CoordinatorError
 from simulations.plots import looks
 from simulations.plots_results import learning_curves, worst_site
 from simulations.report import write_report
-from simulations.report_data import Key, read_book
+from simulations.report_data import read_book
 from simulations.report_sheet import Entry, Sheet, to_csv
 from simulations.report_sites import gains
-from simulations.report_stats import difference
-from simulations.report_words import about, caveats, overall, result
-from simulations.results import Results
+from simulations.report_words import caveats, overall, result
 
 STRATEGIES = ("alone", "pooled", "fedavg", "scaffold", "personal")
 MAIN = MadeUp(
@@ -66,30 +63,6 @@ def in_database(database: sqlite3.Connection, **equal: object) -> list[tuple[flo
         f"where {terms} and value is not null order by seed"
     )
     return database.execute(query, list(wanted.values())).fetchall()
-
-
-class Tags(HTMLParser):
-    """Collects elements, and fails where one is not closed in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.found: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.stack == [], "elements left open"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {k: v or "" for k, v in attrs}))
-        if tag not in ("meta", "img"):
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 # The page
@@ -356,50 +329,3 @@ def test_text_that_looks_like_a_formula_is_made_harmless() -> None:
 
 
 # The words
-
-
-def test_the_summary_names_the_winner_only_where_it_is_clear(tmp_path: Path) -> None:
-    made_up = MadeUp("two", ("alone", "pooled", "fedavg", "scaffold"), seeds=4, sites=3, rounds=2)
-    even = MadeUp("even", ("alone", "pooled", "fedavg", "fedprox"), seeds=4, sites=3, rounds=2)
-    book = read_book(write_results(tmp_path, [made_up, even]))
-    said = " ".join(result(book, "two"))
-    assert "scaffold wins" in said
-    assert "% of fedavg's gap to pooled data (95 % interval" in said
-    assert "There is no clear winner" in " ".join(result(book, "even"))
-    assert "scaffold in 1" in overall(book)[0]
-    assert "no strategy clearly in 1" in overall(book)[0]
-    assert "2 scenarios" in about(book)[0]
-    lead = difference(
-        book.figures[Key("even", "fedprox")], book.figures[Key("even", "fedavg")]
-    )  # fmt: skip
-    assert lead is not None
-    assert lead.verdict == "unclear"
-
-
-def test_every_caveat_is_said_where_it_holds_and_only_there(tmp_path: Path) -> None:
-    clean = MadeUp("clean", ("alone", "pooled", "fedavg"), seeds=5, sites=2, rounds=1)
-    said = " ".join(caveats(read_book(write_results(tmp_path / "1", [clean]))))
-    assert "noise of private cells" not in said
-    assert "There is one seed" not in said
-    assert "gave no figures" not in said
-    assert "chosen by the test set" not in said
-    private = replace(clean, epsilon=3.0, seeds=1)
-    said = " ".join(caveats(read_book(write_results(tmp_path / "2", [private]))))
-    assert "The noise of private cells came from their seeds" in said
-    assert "trained without noise" not in said
-    assert "There is one seed" in said
-    broken = replace(clean, failed=(("fedavg", 1), ("fedavg", 2)))
-    said = " ".join(caveats(read_book(write_results(tmp_path / "3", [broken]))))
-    assert "2 cells of 15 gave no figures (2 failed)" in said
-
-
-def test_a_cell_that_was_never_finished_is_listed(tmp_path: Path) -> None:
-    made_up = MadeUp("killed", ("fedavg",), seeds=2, sites=2, rounds=1)
-    cells = [cell_of(made_up, "fedavg", seed) for seed in range(2)]
-    with Results(tmp_path, create=True) as results:
-        results.plan(cells)
-        results.store(outcome(made_up, cells[0]))
-        results.note(replace(cells[1], state="running"))
-    text = Tags(write_report(tmp_path).read_text()).text
-    assert "1 cell of 2 gave no figures (0 failed)" in text
-    assert "it was not finished" in text
