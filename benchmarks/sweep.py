@@ -115,17 +115,20 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--data", default="")
     parser.add_argument("--seed", action="append", default=[], help="default: the sweep's own")
+    parser.add_argument("--strategy", action="append", default=[], help="only these")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--workers", default="0")
     arguments = parser.parse_args()
-    title = "_".join(part for part in ("sweep", arguments.name, arguments.data) if part)
+    parts = ("sweep", arguments.name, arguments.data, *arguments.strategy)
+    title = "_".join(part for part in parts if part)
     out = arguments.out or Path("consilium-simulations") / title
     options = ["--out", str(out), "--workers", arguments.workers]
     if arguments.data:
         options += ["--data", str(data_folder() / f"{arguments.data}.npz")]
-    seeds = [word for seed in arguments.seed for word in ("--seed", seed)]
+    chosen = [word for seed in arguments.seed for word in ("--seed", seed)]
+    chosen += [word for strategy in arguments.strategy for word in ("--strategy", strategy)]
     command = [str(Path(sys.executable).with_name("consilium")), "simulate", "sweep"]
-    ended = subprocess.run([*command, arguments.name, *options, *seeds], check=False).returncode
+    ended = subprocess.run([*command, arguments.name, *options, *chosen], check=False).returncode
     book = read_book(out)
     rows = [
         row(book, scenario, strategy)
@@ -135,7 +138,7 @@ def main() -> None:
     ]
     results = {"unfinished_cells": len(book.unfinished()), "seeded_noise": True, "rows": rows}
     data = ["--data", arguments.data] if arguments.data else []
-    said = " ".join(["python benchmarks/sweep.py", arguments.name, *data, *seeds])
+    said = " ".join(["python benchmarks/sweep.py", arguments.name, *data, *chosen])
     write_results(title, said, results)
     for each in rows:
         print(each["scenario"], each["strategy"], each["test_auc"], each["own_auc"])
