@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,14 @@ def real_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_workers_are_left() -> Iterator[None]:
+    """End a simulation's Ray processes with the module: the next one may need their CPUs.
+
+    Flower's own simulation would wait for them without end.
+    """
+    yield
+    if engine := sys.modules.get("simulations.engine"):
+        engine.close_workers()
