@@ -39,14 +39,14 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     out = _new_folder(options.out)
     work = out / "work"
     _say_mode(options, console)
-    with signals_as_interrupts(), Processes() as processes:
+    with signals_as_interrupts() as interrupts, Processes() as processes:
         try:
             folders, notes = make_images(options, work / "images", console)
             images = folders[0]
             study = demo_study(options, images.classes, images.size, images.channels)
             home = _start_server(work / "server", processes.start, console)
             hospitals = start_hospitals(options, folders, work, home, study, processes, console)
-            _train(home, study, hospitals, processes.dead, console)
+            _train(home, study, hospitals, processes.dead, interrupts.check, console)
         except KeyboardInterrupt:
             processes.stop()
             console.print(f"Stopped. Everything started was ended; what there is lies in {out}.")
@@ -80,9 +80,10 @@ def _train(
     study: Study,
     hospitals: list[str],
     dead: Callable[[], list[str]],
+    check: Callable[[], None],
     console: Console,
 ) -> None:
-    """Start the run and follow it to its end."""
+    """Start the run and follow it to its end, or until `check` raises."""
     from server.link import control, last_line
     from server.live import LiveView
 
@@ -92,6 +93,7 @@ def _train(
     checked = time.monotonic()
     with LiveView(folder, study, hospitals, console) as view:
         while not view.state.finished:
+            check()
             view.refresh()
             if view.state.error:
                 raise CoordinatorError(view.state.error, str(folder / "events.jsonl"))

@@ -97,14 +97,29 @@ class Processes:
             pass
 
 
+class Interrupts:
+    """Whether a signal came that is to end what runs."""
+
+    came = False
+
+    def check(self) -> None:
+        """Interrupt again if code that was running when a signal came has swallowed it."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def signals_as_interrupts() -> Iterator[None]:
+def signals_as_interrupts() -> Iterator[Interrupts]:
     """Let SIGTERM and SIGHUP end what runs the way Ctrl-C does, also where a shell has it ignored.
 
-    An ignored SIGHUP stays ignored: that is what `nohup` is for.
+    An ignored SIGHUP stays ignored: that is what `nohup` is for. Whoever waits in a loop should
+    `check` what is given: an exception from a signal can come up anywhere in a library, some of
+    which catch whatever comes.
     """
+    interrupts = Interrupts()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.came = True
         raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -112,7 +127,7 @@ def signals_as_interrupts() -> Iterator[None]:
         numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield interrupts
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

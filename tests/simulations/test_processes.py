@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -9,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simulations.processes import Processes, descendants
+import pytest
+
+from simulations.processes import Processes, descendants, signals_as_interrupts
 
 
 def alive(process: int) -> bool:
@@ -76,3 +79,13 @@ def test_looking_for_descendants_survives_processes_that_end_meanwhile() -> None
     child = subprocess.Popen([sys.executable, "-c", code])
     while child.poll() is None:
         assert child.pid in descendants() or child.poll() is not None
+
+
+def test_an_interrupt_that_a_library_swallows_is_not_lost() -> None:
+    with signals_as_interrupts() as interrupts:
+        interrupts.check()
+        with contextlib.suppress(BaseException):  # as a library may do
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("no interrupt came")
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
