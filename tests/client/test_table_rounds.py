@@ -237,7 +237,11 @@ def test_three_hospitals_learn_from_tables_in_their_own_words(tmp_path: Path, mi
 def test_findings_with_absent_labels_train_only_what_is_known(tmp_path: Path) -> None:
     findings = ["fluid", "air", "stone"]
     plan = study(
-        "indicator", task={"classes": findings, "findings": True}, privacy={"enabled": False}
+        "indicator",
+        task={"classes": findings, "findings": True},
+        privacy={"enabled": False},
+        # Enough steps for the lots' chance not to decide whether it learns: .86, sd .01.
+        training={"learning_rate": 1.0, "sampling_rate": 0.5, "local_steps": 20},
     )
     facts = people(5, 300)
     lines = ["patient,fluid,air,age,marker,sex"]  # of stone nobody knows anything
