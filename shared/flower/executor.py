@@ -12,6 +12,7 @@ import subprocess
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -23,12 +24,13 @@ def executor_command(module: str, address: str, node: int) -> list[str]:
         address: host:port of the node's runtime API on loopback.
         node: Process id of the node; the executor ends when that does.
     """
-    return [sys.executable, "-m", module, address, str(node)]
+    # Without -P the working directory comes first on the path: packages found there would run.
+    return [sys.executable, "-P", "-m", module, address, str(node)]
 
 
-def start_executor(module: str, address: str) -> subprocess.Popen[bytes]:
-    """Start an executor for this process's node."""
-    return subprocess.Popen(executor_command(module, address, os.getpid()))
+def start_executor(module: str, address: str, home: Path) -> subprocess.Popen[bytes]:
+    """Start an executor for this process's node, in the site's home."""
+    return subprocess.Popen(executor_command(module, address, os.getpid()), cwd=home)
 
 
 def serve(address: str, node: int) -> None:

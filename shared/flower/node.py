@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,6 +52,9 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     """
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    # Read when Flower is imported, here and in the executor: all that it writes is in the home.
+    os.environ["FLWR_HOME"] = str(settings.home.resolve() / "flower")
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode.nodestate import NodeStateFactory
 
@@ -77,7 +81,7 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         authentication_keys=(key, key.public_key()),
         max_retries=None,
         max_wait_time=None,
-        node_config={"home": str(settings.home)},
+        node_config={"home": str(settings.home.resolve())},
         isolation="process",
         runtime_certificates=None,
         runtime_root_certificates_path=None,
@@ -97,7 +101,9 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         http_thread.join(timeout=2)
 
     cli.add_exit_handler(stop_http)
-    executor = start_executor(settings.executor, f"127.0.0.1:{settings.port}")
+    executor = start_executor(
+        settings.executor, f"127.0.0.1:{settings.port}", settings.home.resolve()
+    )
     cli.add_exit_handler(executor.terminate)
     supernode.start_client_internal(
         state_factory=factory,
