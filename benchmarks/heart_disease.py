@@ -82,7 +82,6 @@ def make_study(
             "model": {"name": "table", "layers": MODELS[model]},
             "training": {"local_steps": 10, **settings},
             "privacy": privacy,
-            "data": {"min_patients": 1},
             "federation": {"rounds": 10, "sites": 4, "min_sites": 1},
         }
     )

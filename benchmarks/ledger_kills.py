@@ -58,7 +58,6 @@ STUDY = Study.model_validate(
         "model": {"name": "cnn", "widths": [4, 4], "hidden": 0},
         "training": {"local_steps": 2, "sampling_rate": 0.5},
         "privacy": {"spare_rounds": 1000, "delta": 1e-5},
-        "data": {"min_patients": 1},
         "federation": {"rounds": 2000},
     }
 )

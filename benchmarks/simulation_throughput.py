@@ -42,7 +42,6 @@ def study_of(sites: int, rounds: int, private: bool) -> Study:
             "name": "throughput",
             "task": {"classes": ["normal", "pneumonia"]},
             "input": {"size": 28},
-            "data": {"min_patients": 1},
             "privacy": {"enabled": private},
             "federation": {"rounds": rounds, "sites": sites, "min_sites": 1},
         }

@@ -54,19 +54,18 @@ def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
 
     Args:
         policy: The policy.
-        study: The study; its own minimum holds too.
+        study: The study.
         labels: Of the training patients: class indices int64 [n_patients], or findings
             [n_patients, findings]. A finding that is known of no patient is no reason to refuse.
 
     Raises:
         PolicyRefusal: `policy-cohort`.
     """
-    least = max(policy.min_patients, study.data.min_patients)
-    if len(labels) < least:
+    if len(labels) < policy.min_patients:
         raise PolicyRefusal(
             "policy-cohort",
-            f"{len(labels)} training patients where at least {least} are needed",
-            "policy.min_patients, or the study's data.min_patients",
+            f"{len(labels)} training patients where the policy asks for {policy.min_patients}",
+            "policy.min_patients",
             "Add patients; `consilium site data` says what was set aside and why",
         )
     for name, count in _rare(policy, study, labels).items():

@@ -105,6 +105,9 @@ class Policy(Section):
     )
     min_patients: int = Field(default=20, ge=1)
     min_patients_per_class: int = Field(default=5, ge=0)
+    max_set_aside: float = Field(
+        default=0.5, ge=0, le=1, description="largest part of the files that may be set aside"
+    )
     evaluation: Literal["none", "noised", "exact"] = "noised"
     max_rounds_per_day: int = Field(default=1000, ge=0)
     approvals_expire: date | None = Field(default=None, description="last day approvals hold")

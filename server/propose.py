@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from shared.errors import StudyError
 from shared.explain import BEARABLE, training_noise, verdict
-from shared.study import Study, parse_study
+from shared.study import FORMAT, Study, parse_study
 
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]
 Wish = Literal["strong", "medium", "light", "none"]
@@ -88,7 +88,7 @@ def propose(wishes: Wishes) -> Proposal:
         )
     size = image_size(wishes)
     choices = [
-        Choice("", {"format": 1, "name": wishes.name}, OPENING),
+        Choice("", {"format": FORMAT, "name": wishes.name}, OPENING),
         Choice("task", {"classes": list(wishes.classes)}, "The last class is the one to find."),
         size,
         image_kind(wishes),
@@ -321,16 +321,12 @@ def federation(wishes: Wishes) -> Choice:
 
 
 def cohort(wishes: Wishes) -> Choice:
-    """Choose the fewest training patients of a site."""
+    """Choose the part of the patients that is kept for evaluation."""
     train = training_patients(wishes)
-    least = max(1, min(20, train // 2))
-    reason = "A site with fewer training patients than this adds little, and sits out."
-    if least < 20:
-        reason = (
-            f"Below the usual 20, since the smallest site has about {train} training patients; "
-            "its own policy must allow this too."
-        )
-    return Choice("data", {"held_out": HELD_OUT, "min_patients": least}, reason)
+    reason = f"The smallest site trains on about {train:,} patients and is evaluated on the others."
+    if train < 20:
+        reason += " Its own policy must allow so few: policy.min_patients is 20 by default."
+    return Choice("data", {"held_out": HELD_OUT}, reason)
 
 
 def training_patients(wishes: Wishes) -> int:

@@ -211,10 +211,8 @@ def _course(study: Study) -> list[tuple[str, str]]:
         (
             "Data",
             f"About {100 * study.data.held_out:.3g} % of each hospital's patients are held out: "
-            "the model is evaluated on them and never trained on them. A hospital needs at least "
-            f"{_many(study.data.min_patients, 'training patient')}, and sits out if more than "
-            f"{100 * study.data.max_set_aside:.3g} % of its labelled "
-            f"{'images' if study.table is None else 'rows'} cannot be used.",
+            "the model is evaluated on them and never trained on them. Whether a hospital has "
+            "patients enough to take part, its own policy says.",
         ),
     ]
 

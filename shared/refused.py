@@ -1,7 +1,8 @@
 """Settings an author may look for and a study cannot have: why not, and what there is instead.
 
-They all make one patient's gradient depend on other patients, which no clipping bounds, or send
-numbers of patients without noise. See "Remedies" in `docs/privacy.md`.
+Most make one patient's gradient depend on other patients, which no clipping bounds, or send
+numbers of patients without noise: see "Remedies" in `docs/privacy.md`. The others are each site's
+own to decide, or have a place in the format and no release yet that reads them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ _MASK = (
     "refused, as an average over all labels known in a batch divides each patient's loss by the "
     "others' gaps; task.findings = true averages over each patient's own known findings"
 )
+_SITES = (
+    "refused, as a refusal that depends on the patients tells of one; each site decides by its "
+    "own policy ({0} in site.toml), before it approves"
+)
+_NOT_YET = "refused, as this release reads {0} only"
 
 _NAMES = {
     _MIXING: "mixup mix_up manifold_mixup cutmix cut_mix mosaic mixmatch smote",
@@ -58,6 +64,14 @@ _NAMES = {
         "batch_mask loss_mask mask_loss masked_loss masked_mean masked_average mask_reduction "
         "masked_cross_entropy task.mask training.mask training.masked training.reduction"
     ),
+    _SITES.format("policy.min_patients"): "data.min_patients",
+    _SITES.format("policy.max_set_aside"): "data.max_set_aside",
+    _NOT_YET.format("input.kinds = ['image']"): (
+        "input.segmentation input.dose input.whole_slide input.screen_capture"
+    ),
+    _NOT_YET.format("data.label_of = 'patient'"): "data.examination data.series data.image",
+    _NOT_YET.format("data.label_rule = 'agree'"): "data.any data.last data.worst",
+    _NOT_YET.format("evaluation.when = 'every-round'"): "evaluation.closing",
 }
 _WHY = {name: why for why, names in _NAMES.items() for name in names.split()}
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,8 @@ from shared.study_parts import (
     Augment,
     CnnModel,
     Column,
+    Data,
+    Evaluation,
     Input,
     LinearModel,
     Loss,
@@ -35,6 +37,7 @@ __all__ = [
     "CnnModel",
     "Column",
     "Data",
+    "Evaluation",
     "Federation",
     "Input",
     "LinearModel",
@@ -54,15 +57,19 @@ __all__ = [
 ]
 
 
+FORMAT = 2
+"""Of the study. Within a format no default changes, and a setting that is added is `later`."""
+
+
 class Privacy(Plan):
     """The guarantee each site gives its patients over the whole study."""
 
     enabled: bool = True
-    epsilon: float = Field(default=8.0, gt=0, le=50)
+    epsilon: float = Field(default=8.0, ge=0.01, le=50)
     delta: float | None = Field(
         default=None, gt=0, le=1e-3, description="default: min(1e-5, 1/(10 N)) at each site"
     )
-    clip: float = Field(default=1.0, gt=0, le=1000, description="norm C of a patient's gradient")
+    clip: float = Field(default=1.0, ge=1e-3, le=1000, description="norm C of a patient's gradient")
     images_per_patient: int = Field(
         default=4, ge=1, le=64, description="K: most images of a patient in a step"
     )
@@ -82,16 +89,6 @@ class Privacy(Plan):
         if len(set(self.subgroups)) != len(self.subgroups):
             raise ValueError("subgroups must differ from each other")
         return self
-
-
-class Data(Plan):
-    """Rules on the sites' data."""
-
-    held_out: float = Field(default=0.15, gt=0, lt=0.5, description="patients kept for evaluation")
-    min_patients: int = Field(default=20, ge=1, description="fewest training patients of a site")
-    max_set_aside: float = Field(
-        default=0.5, ge=0, le=1, description="largest part of the files that may be set aside"
-    )
 
 
 class ServerOptimiser(Plan):
@@ -157,7 +154,7 @@ class Federation(Plan):
 class Study(Plan):
     """One study, as its author writes it and every hospital approves it."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     description: str = Field(default="", max_length=2000)
     task: Task
@@ -169,6 +166,7 @@ class Study(Plan):
     training: Training = Training()
     privacy: Privacy = Privacy()
     data: Data = Data()
+    evaluation: Evaluation = Evaluation()
     federation: Federation = Federation()
 
     @model_validator(mode="after")
@@ -206,15 +204,33 @@ class Study(Plan):
         return self
 
     def canonical(self) -> str:
-        """Return the plan as canonical JSON: every field, keys sorted, no white space."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True
-        )
+        """Return the plan as canonical JSON: keys sorted, no white space; see `Plan`."""
+        return _canonical(self.model_dump(mode="json"))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical form, 64 hex digits: what hospitals approve."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    @property
+    def model_digest(self) -> str:
+        """SHA-256 of the canonical form of what defines the model, 64 hex digits.
+
+        The first weights follow from it, so what else a plan says does not move them.
+        """
+        defines = self.model_dump(mode="json", include={"task", "input", "table", "model"})
+        return hashlib.sha256(_canonical(defines).encode()).hexdigest()
+
+    def training_size(self, size: int) -> int:
+        """Return how many of a site's patients train, as everybody computes it.
+
+        Args:
+            size: Declared size of the site's cohort: patients of both sides, at least 1.
+
+        Returns:
+            max(1, round(size * (1 - held_out))).
+        """
+        return max(1, round(size * (1 - self.data.held_out)))
 
     @property
     def total_steps(self) -> int:
@@ -249,6 +265,37 @@ class Study(Plan):
         return self.federation.rounds + self.closing_evaluations + self.spare_evaluations
 
 
+def _canonical(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def check_format(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a plan of another format, which may mean something else by the same keys.
+
+    Args:
+        values: The plan, not validated yet; without a format it is taken to be of this one.
+        where: Named in the error.
+
+    Raises:
+        StudyError: Saying how to go on.
+    """
+    given = values.get("format", FORMAT)
+    if given == FORMAT and type(given) is int:
+        return
+    if given in range(1, FORMAT):
+        raise StudyError(
+            f"the study is of format {given}, which releases before 0.2 wrote and ran",
+            where,
+            f"Let its author write it anew in format {FORMAT} (docs/coordinator.md says what "
+            "changed); it is then another study, which every hospital approves anew",
+        )
+    raise StudyError(
+        f"the study is of format {given!r}; this release reads format {FORMAT}",
+        where,
+        "Install the release its author uses, or a newer one",
+    )
+
+
 def parse_study(values: dict[str, Any], where: str) -> Study:
     """Validate a study given as nested values.
 
@@ -257,8 +304,9 @@ def parse_study(values: dict[str, Any], where: str) -> Study:
         where: Named in the error.
 
     Raises:
-        StudyError: Naming each wrong key and the allowed range.
+        StudyError: Naming each wrong key and the allowed range, or the format.
     """
+    check_format(values, where)
     try:
         return Study.model_validate(values)
     except ValidationError as error:

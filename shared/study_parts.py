@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+LATER = {"later": True}
+"""`json_schema_extra` of a setting that was added after the first release of its format.
+
+Its default means what plans meant before, and is left out when the plan is written: so a release
+that adds a setting changes no digest, and no hospital has to approve a plan anew.
+"""
 
 
 class Plan(BaseModel):
-    """Base of every part of the plan: frozen, and unknown keys are refused."""
+    """Base of every part of the plan: frozen, and unknown keys are refused.
+
+    Written, it has every setting but the `LATER` ones that have their default.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = write(self)
+        for name, field in type(self).model_fields.items():
+            if field.json_schema_extra == LATER and getattr(self, name) == field.default:
+                values.pop(name, None)
+        return values
 
 
 class Task(Plan):
@@ -63,6 +90,9 @@ class Input(Plan):
     )
     modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = Field(
         default=(), description="accepted DICOM modalities; empty: any"
+    )
+    kinds: tuple[Literal["image"], ...] = Field(
+        default=("image",), min_length=1, max_length=1, description="kinds of objects that are read"
     )
 
     @model_validator(mode="after")
@@ -122,6 +152,44 @@ class Table(Plan):
     def fills_in(self) -> bool:
         """Whether missing values are filled in from the sites' statistics."""
         return self.missing in ("mean", "median")
+
+
+HELD_OUT = (0.05, 0.1, 0.15, 0.2, 0.3)
+"""What part of the patients may be held out; few choices, so that plans cannot probe one by one."""
+
+
+class Data(Plan):
+    """Rules on the sites' data."""
+
+    held_out: float = Field(default=0.15, description="part of the patients kept for evaluation")
+    split_key: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{16})?$",
+        description="fingerprint of the key that sites with the same patients split them by; "
+        "empty: each site has its own",
+    )
+    label_of: Literal["patient"] = Field(default="patient", description="what a label belongs to")
+    label_rule: Literal["agree"] = Field(
+        default="agree", description="'agree': a patient whose labels differ is set aside"
+    )
+
+    @field_validator("held_out")
+    @classmethod
+    def _one_of_few(cls, held_out: float) -> float:
+        if held_out not in HELD_OUT:
+            raise ValueError(f"must be one of {', '.join(map(str, HELD_OUT))}")
+        return held_out
+
+
+class Evaluation(Plan):
+    """When the global model is evaluated on held-out patients, and what is told of it."""
+
+    when: Literal["every-round"] = Field(
+        default="every-round", description="the closing evaluation is made in any case"
+    )
+    form: Literal["histogram"] = Field(
+        default="histogram", description="'histogram': noised counts of the scores"
+    )
 
 
 class CnnModel(Plan):
@@ -204,7 +272,7 @@ class Training(Plan):
     schedule: Literal["constant", "cosine"] = "constant"
     local_steps: int = Field(default=6, ge=1, le=10_000, description="steps per round")
     sampling_rate: float = Field(
-        default=0.15, gt=0, le=1, description="chance of each patient to be in a step's lot"
+        default=0.15, ge=1e-4, le=1, description="chance of each patient to be in a step's lot"
     )
     augment: Augment = Augment()
     loss: Loss = Loss()

@@ -55,8 +55,7 @@ def _test(
 ) -> dict[str, float | int]:
     """Score the released model on every patient of the test folder, one score a patient."""
     site = _test_site(options, folder, work, study)
-    lenient = study.model_copy(update={"data": study.data.model_copy(update={"min_patients": 1})})
-    cohort = load_cohort(site, lenient, use_cache=False)
+    cohort = load_cohort(site, study, use_cache=False)
     model = build_model(study)
     set_weights(model, load_file(run / "model.safetensors"))
     device = pick_device(options.device)

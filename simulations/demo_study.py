@@ -27,7 +27,6 @@ def demo_study(options: DemoOptions, classes: Sequence[str], size: int, channels
                 "epsilon": options.epsilon,
                 **({"score_bins": 8} if made_up else {}),  # the phantoms are few
             },
-            "data": {"min_patients": 10},
             "federation": {
                 **({"rounds": options.rounds} if options.rounds else {}),
                 "sites": options.sites,

@@ -99,7 +99,6 @@ class DicomData(Plan):
                 "task": {"classes": list(facts.classes), "findings": facts.findings},
                 "input": {"size": self.size, "channels": self.channels, "window": self.window},
                 "privacy": {"subgroups": list(GROUPINGS)},
-                "data": {"min_patients": 1, "max_set_aside": 1.0},
             },
             "the scenario's data",
         )
@@ -142,7 +141,7 @@ def _stand_in(home: Path, plan: DicomData) -> Site:
             values=plan.values,
             without_patient_id="image-is-patient",
         ),
-        policy=Policy(min_patients=1, min_patients_per_class=0),
+        policy=Policy(min_patients=1, min_patients_per_class=0, max_set_aside=1),
     )
     site = Site(home, config)
     site.vault_key.write_bytes(bytes(32))

@@ -19,7 +19,8 @@ from client.hospital import Hospital
 from server.exchange import Patience
 from server.files import write_atomically
 from shared.errors import SimulationError
-from shared.models import initial_weights
+from shared.models import build_model, get_weights, initial_weights
+from shared.models.layers import draw_weights
 from shared.protocol import Reply
 from shared.study import Study
 from shared.transport import Weights
@@ -211,14 +212,9 @@ def _check_sound(scene: Scene, site: int, reply: Reply) -> None:
 
 def _initial(seed: int, study: Study) -> Weights:
     """Return first weights that are the same for all studies of a model, and differ by seed."""
-    plain = Study(
-        name=f"seed-{seed}",
-        task=study.task,
-        input=study.input,
-        table=study.table,
-        model=study.model,
-    )
-    return initial_weights(plain)
+    model = build_model(study)
+    draw_weights(model, f"{study.model_digest} seed {seed}")
+    return get_weights(model)
 
 
 def _prepare(

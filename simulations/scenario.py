@@ -297,12 +297,9 @@ def _averaged(study: Study, often: int, where: str) -> dict[str, Any]:
 
 
 def _from_data(facts: Facts) -> dict[str, Any]:
-    """Return the keys of a study that follow from the data.
-
-    Every site takes part, however small, unless the scenario says otherwise.
-    """
+    """Return the keys of a study that follow from the data."""
     task = {"classes": list(facts.classes), "findings": facts.findings}
-    values: dict[str, Any] = {"task": task, "data": {"min_patients": 1}}
+    values: dict[str, Any] = {"task": task}
     if facts.columns:
         columns = [column.model_dump(mode="json") for column in facts.columns]
         return values | {"table": {"columns": columns}, "model": {"name": "table"}}

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from client.site import SiteConfig
+from simulations import hospital
 from simulations.build import Federation, build_federation
 from simulations.engine import Resources, simulate
 from simulations.experiment import run_cell
@@ -38,6 +44,21 @@ def tiny(**changes: Any) -> Scenario:
 def with_study(**parts: Any) -> Scenario:
     study = tiny().study
     return tiny(study=study | {key: {**study.get(key, {}), **v} for key, v in parts.items()})
+
+
+@contextmanager
+def least_patients(number: int) -> Iterator[None]:
+    """Let every simulated hospital's policy ask for so many training patients."""
+    settings = hospital._settings
+
+    def strict(scene: hospital.Scene, site: int) -> SiteConfig:
+        config = settings(scene, site)
+        policy = config.policy.model_copy(update={"min_patients": number})
+        return config.model_copy(update={"policy": policy})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hospital, "_settings", strict)
+        yield
 
 
 def compute(

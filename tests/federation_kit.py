@@ -41,7 +41,6 @@ def study(sites: int = 3, **federation_keys: Any) -> Study:
             "model": {"name": "cnn", "widths": (4, 4), "hidden": 0},
             "training": {"local_steps": 2, "sampling_rate": 0.5},
             "privacy": {"delta": 1e-5},
-            "data": {"min_patients": 1},
             "federation": plan | federation_keys,
         }
     )

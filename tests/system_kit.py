@@ -31,7 +31,6 @@ def small_study(**sections: dict[str, Any]) -> Study:
         "input": {"size": 28},
         "model": {"name": "cnn", "widths": [4, 4], "hidden": 0},
         "training": {"local_steps": 2, "sampling_rate": 0.2},
-        "data": {"min_patients": 5},
         "federation": {"rounds": 1, "sites": 1, "min_sites": 1, "start_deadline": 60},
     }
     return parse_study({**plan, **{k: {**plan.get(k, {}), **v} for k, v in sections.items()}}, "t")

@@ -27,13 +27,13 @@ def load_cohort(site: Site, study: Study, *, use_cache: bool = True) -> Cohort:
 
     Raises:
         DataError: The site has no data of the study's kind, it cannot be read, nothing in it
-            can be used, or less than the study needs.
+            can be used, or less than the policy asks for.
         PolicyRefusal: `policy-cohort`: fewer patients than the site's policy asks for.
         SiteError: The site's own files (vault, reports) or the decoding process fail.
     """
     cohort, where = _read(site, study, use_cache=use_cache)
-    _check_study(cohort.report, study, where)
-    _check_policy(cohort.report, study, site.config.policy, where)
+    _check_usable(cohort.report, site.config.policy, where)
+    _check_crowd(cohort.report, study, site.config.policy, where)
     return cohort
 
 
@@ -57,31 +57,24 @@ def _read(site: Site, study: Study, *, use_cache: bool) -> tuple[Cohort, str]:
     return cohort, str(write_report(cohort.report, site.reports))
 
 
-def _check_study(report: DataReport, study: Study, where: str) -> None:
-    """Refuse data that is not good enough for the study."""
+def _check_usable(report: DataReport, policy: Policy, where: str) -> None:
+    """Refuse data of which too much cannot be used."""
     one = "row" if report.columns else "image"
     if not report.used_images:
         main = next(iter(report.counts), None)
         why = f"; most often: {main.value}, {EXPLANATIONS[main]}" if main else ""
         raise DataError(f"no {one} can be used{why}", where, "The report names each")
     part = report.lost / report.labelled
-    if part > study.data.max_set_aside:
+    if part > policy.max_set_aside:
         raise DataError(
             f"{report.lost} of {report.labelled} labelled {one}s are set aside ({part:.0%}); "
-            f"the study allows {study.data.max_set_aside:.0%}",
+            f"policy.max_set_aside is {policy.max_set_aside:.0%}",
             where,
-            "Repair what the report names",
-        )
-    patients = report.train_patients
-    if patients < study.data.min_patients:
-        raise DataError(
-            f"{patients} patients to train on; the study needs {study.data.min_patients}",
-            where,
-            "Repair what the report names, or add patients",
+            "Repair what the report names, or change the policy",
         )
 
 
-def _check_policy(report: DataReport, study: Study, policy: Policy, where: str) -> None:
+def _check_crowd(report: DataReport, study: Study, policy: Policy, where: str) -> None:
     """Refuse a crowd too small to hide in; a finding no patient is known for has no crowd."""
     patients = report.train_patients
     if patients < policy.min_patients:

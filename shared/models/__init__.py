@@ -32,8 +32,8 @@ MODELS: dict[str, Callable[[Any, int, int, int], nn.Module]] = {
 def build_model(study: Study, statistics: Statistics | None = None) -> nn.Module:
     """Build the study's model with its initial weights, float32 on the CPU.
 
-    The weights follow from the study's digest alone, so that everybody can check them; the
-    global random state is not touched. The last layer, `head`, starts at zero.
+    The weights follow from what defines the model alone (`Study.model_digest`), so that everybody
+    can check them; the global random state is not touched. The last layer, `head`, starts at zero.
 
     Args:
         study: The plan.
@@ -49,9 +49,7 @@ def build_model(study: Study, statistics: Statistics | None = None) -> nn.Module
     """
     with torch.random.fork_rng(devices=[]):
         model = _table_model(study, statistics) if study.table else _image_model(study)
-    generator = torch.Generator().manual_seed(int(study.digest[:15], 16))
-    draw_weights(model, generator)
-    nn.init.zeros_(model.get_parameter("head.weight"))
+    draw_weights(model, study.model_digest)
     return model
 
 
@@ -74,7 +72,7 @@ def _table_model(study: Study, statistics: Statistics | None) -> nn.Module:
 
 
 def initial_weights(study: Study) -> Weights:
-    """Return the weights training starts from; they follow from the study's digest."""
+    """Return the weights training starts from; they follow from `Study.model_digest`."""
     return get_weights(build_model(study))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
+import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from torch import nn
 from torch.nn import functional
 
@@ -41,25 +44,45 @@ class StandardisedConv2d(nn.Conv2d):
         return centred / norm, norm
 
 
-def draw_weights(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every parameter of the model anew, in the order of its modules.
+def draw_weights(model: nn.Module, seed: str) -> None:
+    """Draw every parameter of the model anew: the same bits on every platform.
 
-    Filters and linear maps are Gaussian of variance 1 / fan-in, positions small, norms the
-    identity, biases zero. A model sets its last layer to zero itself.
+    Filters and linear maps are nearly Gaussian of variance 1 / fan-in, positions small, norms the
+    identity, biases and the last layer, `head`, zero.
+
+    Args:
+        model: Float32, on the CPU; changed in place.
+        seed: Any text; with a parameter's name it decides that parameter's weights.
 
     Raises:
         TypeError: The model has a layer this function does not know.
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             fan_in = module.weight[0].numel()
-            nn.init.normal_(module.weight, std=1 / math.sqrt(fan_in), generator=generator)
+            _draw(module.weight, 1 / math.sqrt(fan_in), f"{seed} {name}.weight")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02, generator=generator)
+            _draw(module.weight, 0.02, f"{seed} {name}.weight")
         elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no rule to draw the weights of {type(module).__name__}")
+    nn.init.zeros_(model.get_parameter("head.weight"))
+
+
+def _draw(weight: torch.Tensor, std: float, seed: str) -> None:
+    """Fill a tensor with standard draws times `std`.
+
+    A standard draw is the sum of twelve uniform numbers less their mean, of variance 1: whole
+    numbers throughout, from the ChaCha20 stream whose key is the SHA-256 of the seed. Only the
+    product with `std` and its float32 are rounded, which IEEE 754 does the same way everywhere.
+    """
+    stream = Cipher(algorithms.ChaCha20(hashlib.sha256(seed.encode()).digest(), bytes(16)), None)
+    words = np.frombuffer(stream.encryptor().update(bytes(4 * 12 * weight.numel())), "<u4")
+    draws = words.reshape(-1, 12).sum(axis=1, dtype=np.int64) - 6 * 2**32
+    with torch.no_grad():
+        values = (draws / 2**32 * std).astype(np.float32)
+        weight.copy_(torch.from_numpy(values).view_as(weight))

@@ -64,7 +64,6 @@ class Ward:
             "model": {"name": "cnn", "widths": (4, 4), "hidden": 0},
             "training": {"local_steps": 2, "sampling_rate": 0.5},
             "privacy": {"epsilon": 8.0, "delta": 1e-5, "spare_rounds": 1},
-            "data": {"min_patients": 5},
             "federation": {"rounds": 3},
         }
         for section, keys in changes.items():

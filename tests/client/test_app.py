@@ -70,7 +70,7 @@ def not_weights() -> RecordDict:
 @pytest.mark.parametrize(
     "content",
     [
-        said(TEXT.replace('"version":1', '"version":2')),
+        said(TEXT.replace('"version":2', '"version":3')),
         said(TEXT[:-1] + ',"urgency":3}'),
         said(TEXT.replace('"task":"train"', '"task":"unlearn"')),
         said(TEXT.replace('"attempt":0', '"attempt":-1')),
@@ -104,7 +104,7 @@ def test_a_request_of_another_form_is_refused_by_code_and_noted(
         said(TEXT.replace(STUDY.digest, "../../etc")),
         said(TEXT.replace("run-1", "r" * 65)),
         said(TEXT.replace('"round":2', '"round":2e99')),
-        said(TEXT.replace('"round":2', '"round":1000001').replace('"version":1', '"version":2')),
+        said(TEXT.replace('"round":2', '"round":1000001').replace('"version":2', '"version":3')),
         said(TEXT[:-1] + f',"urgency":"{"!" * 5_000_000}"}}'),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_message_that_does_not_say_what_it_asks_is_noted_and_left_to_flower(
     )
 
 
-@pytest.mark.parametrize("text", [TEXT, TEXT.replace('"version":1', '"version":2')])
+@pytest.mark.parametrize("text", [TEXT, TEXT.replace('"version":2', '"version":3')])
 def test_a_node_that_cannot_use_its_own_files_still_refuses_by_code(
     home: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,7 +114,6 @@ def closed(tmp_path_factory: pytest.TempPathFactory, folders: list[Any]) -> Home
             "model": {"name": "cnn", "widths": (4, 4), "hidden": 0},
             "training": {"local_steps": 2, "personal_rounds": 1, "sampling_rate": 0.5},
             "privacy": {"delta": 1e-5},
-            "data": {"min_patients": 5, "max_set_aside": 0.5},
             "federation": {"rounds": 2},
         }
     )
@@ -289,7 +288,6 @@ def test_rows_of_a_table_are_predicted_for(tmp_path: Path) -> None:
             "model": {"name": "table"},
             "training": {"local_steps": 2, "personal_rounds": 1, "sampling_rate": 0.5},
             "privacy": {"delta": 1e-5},
-            "data": {"min_patients": 5},
             "federation": {"rounds": 2},
         }
     )

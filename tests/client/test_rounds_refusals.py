@@ -70,7 +70,6 @@ def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
         ({"max_delta": 1e-6}, {}, "policy-delta"),
         ({"max_delta": 1e-9}, {"privacy": {"delta": None}}, "policy-delta"),
         ({"min_patients": 13}, {}, "policy-cohort"),
-        ({}, {"data": {"min_patients": 13}}, "policy-cohort"),
         ({"min_patients_per_class": 7}, {}, "policy-cohort"),
         ({"max_rounds_per_day": 0}, {}, "policy-rounds"),
         ({"approvals_expire": date(2026, 2, 28)}, {}, "study-not-approved"),
@@ -100,7 +99,7 @@ def test_the_policy_refuses_with_a_code_without_numbers_and_without_cost(
 def test_a_cohort_of_three_is_refused_by_the_default_policy(make_ward: MakeWard) -> None:
     ward = make_ward(min_patients=20)
     ward.train = 3
-    study = ward.study(data={"min_patients": 1})
+    study = ward.study()
     ward.approve(study)
     assert ward.code(ward.ask(study, 1)) == "policy-cohort"
 

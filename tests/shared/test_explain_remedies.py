@@ -117,7 +117,7 @@ def test_tables_and_findings_are_called_what_they_are() -> None:
     topics = dict(study_topics(of_table(table=TABLE)))
     assert topics["Table"].startswith("1 number (age) and 1 category (sex) a patient")
     assert "Images" not in topics
-    assert "labelled rows" in topics["Data"]
+    assert "rows of a table" in topics["What is learned"]
     findings = make_study(task={"classes": ["a", "b", "c"], "findings": True})
     assert "any number of these" in dict(study_topics(findings))["What is learned"]
     assert "as 96 counts" in leaves(findings)

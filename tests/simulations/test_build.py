@@ -80,12 +80,12 @@ def test_nobody_is_at_two_places() -> None:
 
 
 def test_a_part_of_each_site_is_held_out_evenly_by_class() -> None:
-    federation = built(TABLE, study={"data": {"held_out": 0.25}})
+    federation = built(TABLE, study={"data": {"held_out": 0.2}})
     for site in federation.sites:
         total = len(site.train) + len(site.held_out)
         assert total == 100
-        assert len(site.held_out) == 25
-        ill = (site.train.labels.sum() + site.held_out.labels.sum()) / 4
+        assert len(site.held_out) == 20
+        ill = (site.train.labels.sum() + site.held_out.labels.sum()) / 5
         assert abs(site.held_out.labels.sum() - ill) < 1
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment_kit import least_patients
 from federation_kit import LOCAL, ROUNDS, federation, study
 
 from client.hospital import Hospital
@@ -131,12 +132,12 @@ def test_a_round_that_must_fail_is_refused_before_anything_is_written(tmp_path: 
 
 
 def test_a_site_with_too_few_patients_sits_out(tmp_path: Path) -> None:
-    plan = study().model_copy(update={"data": study().data.model_copy(update={"min_patients": 14})})
-    simulate(federation(), plan, tmp_path / "run", seed=0, resources=LOCAL)
+    with least_patients(14):
+        simulate(federation(), study(), tmp_path / "run", seed=0, resources=LOCAL)
     assert states(tmp_path / "run", 1)["site-1"] == "refused"
-    huge = plan.model_copy(update={"data": plan.data.model_copy(update={"min_patients": 99})})
-    with pytest.raises(CoordinatorError, match="0 of at least 1 sites delivered"):
-        simulate(federation(), huge, tmp_path / "huge", seed=0, resources=LOCAL)
+    nobody = "0 of at least 1 sites delivered"
+    with least_patients(99), pytest.raises(CoordinatorError, match=nobody):
+        simulate(federation(), study(), tmp_path / "huge", seed=0, resources=LOCAL)
 
 
 def test_nothing_is_left_of_a_run_that_failed_and_all_of_one_that_was_cut_short(
@@ -177,6 +178,7 @@ def test_killed_and_taken_up_again_the_bits_are_the_same(whole: Path, tmp_path: 
 import os, signal, sys
 sys.path[:0] = [{str(Path(__file__).parents[1])!r}]
 from pathlib import Path
+from experiment_kit import least_patients
 from federation_kit import LOCAL, federation, study
 from simulations.engine import simulate
 import simulations.hospital

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiment_kit import ROUNDS, compute, only, select, tiny, with_study
+from experiment_kit import ROUNDS, compute, least_patients, only, select, tiny, with_study
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 
@@ -46,8 +46,8 @@ def together(scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture(scope="module")
 def each_alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    few = with_study(data={"min_patients": 12})
-    return compute(few, "alone", tmp_path_factory.mktemp("alone"))
+    with least_patients(12):
+        return compute(tiny(), "alone", tmp_path_factory.mktemp("alone"))
 
 
 def test_the_released_model_is_scored_on_the_test_set_and_at_every_site(
@@ -213,8 +213,9 @@ def test_sites_alone_learn_from_their_own_patients_only(
 
 
 def test_where_no_site_can_train_alone_the_cell_fails_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SimulationError, match="no site could train by itself") as caught:
-        compute(with_study(data={"min_patients": 60}), "alone", tmp_path)
+    nobody = "no site could train by itself"
+    with least_patients(60), pytest.raises(SimulationError, match=nobody) as caught:
+        compute(tiny(), "alone", tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+from experiment_kit import least_patients
 from rich.console import Console
 from simulation_kit import MadeUp, write_results
 from typer.testing import CliRunner
@@ -116,8 +117,9 @@ def test_a_sweep_has_a_table_for_each_scenario(here: Path) -> None:
 
 
 def test_a_cell_that_fails_is_named_and_makes_the_exit_code_1(here: Path) -> None:
-    (here / "tiny.toml").write_text(TINY + "data = {min_patients = 30}\n")
-    result = call("run", "tiny.toml", "--strategy", "alone", "--strategy", "pooled", "--rounds", 1)
+    both = ("--strategy", "alone", "--strategy", "pooled")
+    with least_patients(30):
+        result = call("run", "tiny.toml", *both, "--rounds", 1)
     assert result.exit_code == 1
     assert "Failed: tiny, alone, seed 0: no site could train by itself" in result.output
     assert "pooled" in result.output.split("AUC")[1]

@@ -43,7 +43,6 @@ def make_study(**parts: Any) -> Study:
         "model": {"name": "cnn", "widths": [4, 4], "hidden": 0},
         "training": {"local_steps": 2, "sampling_rate": 0.5, "learning_rate": 0.5},
         "privacy": {"delta": 1e-5, "score_bins": 4},
-        "data": {"min_patients": 5},
         "federation": {"rounds": 3, "sites": 3, "min_sites": 3},
     }
     merged = {section: keys | parts.get(section, {}) for section, keys in values.items()}

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from client.site import Compute, DataSource, Policy, Server, Site, SiteConfig
-from shared.study import Data, Input, Study, Task
+from shared.study import Input, Study, Task
 
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 
@@ -69,7 +69,9 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         (tmp_path / "labels.csv").write_text(table)
-        policy = settings.pop("policy", Policy(min_patients=1, min_patients_per_class=0))
+        policy = settings.pop(
+            "policy", Policy(min_patients=1, min_patients_per_class=0, max_set_aside=1)
+        )
         compute = settings.pop("compute", Compute())
         source = {"images": folder, "labels": tmp_path / "labels.csv", **settings}
         config = SiteConfig(
@@ -90,5 +92,4 @@ def study() -> Study:
         name="s",
         task=Task(classes=("healthy", "ill")),
         input=Input(size=28, window="full"),
-        data=Data(min_patients=1, max_set_aside=1.0),
     )

@@ -32,23 +32,13 @@ def ward(dicom, patients: int, ill: int) -> tuple[dict[str, bytes], str]:
     return images, "\n".join(["file,patient,label", *rows])
 
 
-def with_data(study, **values):
-    return study.model_copy(update={"data": study.data.model_copy(update=values)})
-
-
-def test_too_few_patients_for_the_study_is_refused_with_the_numbers(make_site, study, dicom):
-    site = make_site(*ward(dicom, 10, 5))
-    with pytest.raises(DataError, match=r"\d patients to train on; the study needs 20") as error:
-        load_cohort(site, with_data(study, min_patients=20))
-    assert "reports" in str(error.value)
-    assert len(list(site.reports.iterdir())) == 2
-
-
 def test_too_few_patients_for_the_policy_is_a_refusal_with_its_code(make_site, study, dicom):
     site = make_site(*ward(dicom, 10, 5), policy=Policy(min_patients=12))
     with pytest.raises(PolicyRefusal, match=r"policy.min_patients is 12") as error:
         load_cohort(site, study)
     assert error.value.code == "policy-cohort"
+    assert "reports" in str(error.value)
+    assert len(list(site.reports.iterdir())) == 2
 
 
 def test_too_few_patients_of_a_class_is_a_refusal_with_its_code(make_site, study, dicom):
@@ -62,16 +52,18 @@ def test_too_few_patients_of_a_class_is_a_refusal_with_its_code(make_site, study
 def test_too_large_a_part_set_aside_is_refused_with_the_numbers(make_site, study, dicom):
     images, labels = ward(dicom, 20, 10)
     broken = {f"{n}.dcm": b"broken" for n in range(5)}
-    site = make_site(images | broken, labels)
+    policy = Policy(min_patients=1, min_patients_per_class=0, max_set_aside=0.24)
+    site = make_site(images | broken, labels, policy=policy)
     with pytest.raises(DataError, match=r"5 of 20 labelled images are set aside \(25%\)"):
-        load_cohort(site, with_data(study, max_set_aside=0.24))
+        load_cohort(site, study)
 
 
 def test_repeated_rows_and_unlabelled_images_are_no_loss(make_site, study, dicom):
     images, labels = ward(dicom, 20, 10)
     images["9.dcm"] = b"broken"
     labels = "\n".join([*labels.splitlines()[:11], labels.splitlines()[1]])
-    report = load_cohort(make_site(images, labels), with_data(study, max_set_aside=0.1)).report
+    policy = Policy(min_patients=1, min_patients_per_class=0, max_set_aside=0.1)
+    report = load_cohort(make_site(images, labels, policy=policy), study).report
     assert (report.labelled, report.lost, len(report.set_aside)) == (10, 1, 12)
 
 

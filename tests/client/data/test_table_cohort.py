@@ -35,7 +35,7 @@ def study(missing: str = "indicator", **changes: Any) -> Study:
         "task": {"classes": ["healthy", "ill"]},
         "table": {"columns": COLUMNS, "missing": missing},
         "model": {"name": "table"},
-        "data": {"min_patients": 1, "held_out": 0.3},
+        "data": {"held_out": 0.3},
     }
     return Study.model_validate(values | changes)
 
@@ -56,7 +56,9 @@ def site_with(tmp_path: Path) -> MakeSite:
 
     def build(table: str, **settings: Any) -> Site:
         (tmp_path / "patients.csv").write_text(table)
-        policy = settings.pop("policy", Policy(min_patients=1, min_patients_per_class=0))
+        policy = settings.pop(
+            "policy", Policy(min_patients=1, min_patients_per_class=0, max_set_aside=1)
+        )
         config = SiteConfig(
             name="A",
             server=Server(address="localhost:1"),
@@ -149,16 +151,16 @@ def test_the_report_counts_by_reason_and_column_and_names_lines_not_patients(
 def test_too_few_or_none_are_refused_as_for_images(site_with: MakeSite) -> None:
     with pytest.raises(DataError, match="no row can be used; most often: class-not-in-study"):
         load_cohort(site_with(text([("P", "martian", "1", "m")] * 3)), study())
-    few = {"data": {"min_patients": 40, "held_out": 0.3}}
-    with pytest.raises(DataError, match=r"\d+ patients to train on; the study needs 40"):
-        load_cohort(site_with(text(ROWS)), study(**few))
+    policy = Policy(min_patients=40)
+    with pytest.raises(PolicyRefusal, match=r"\d+ patients to train on; .* is 40"):
+        load_cohort(site_with(text(ROWS), policy=policy), study())
     policy = Policy(min_patients=1, min_patients_per_class=15)
     with pytest.raises(PolicyRefusal, match=r"patients of class 'healthy' to train on"):
         load_cohort(site_with(text(ROWS), policy=policy), study())
     lost = [(f"Q{n}", "martian", "1", "m") for n in range(40)]
-    strict = {"data": {"min_patients": 1, "max_set_aside": 0.4}}
+    policy = Policy(min_patients=1, min_patients_per_class=0, max_set_aside=0.4)
     with pytest.raises(DataError, match=r"40 of 80 labelled rows are set aside \(50%\)"):
-        load_cohort(site_with(text(ROWS + lost)), study(**strict))
+        load_cohort(site_with(text(ROWS + lost), policy=policy), study())
 
 
 def test_a_site_without_the_studys_kind_of_data_says_so(
@@ -177,7 +179,7 @@ def test_a_site_without_the_studys_kind_of_data_says_so(
 FINDINGS = {
     "name": "f",
     "task": {"classes": ["fluid", "air"], "findings": True},
-    "data": {"min_patients": 1, "held_out": 0.3, "max_set_aside": 1.0},
+    "data": {"held_out": 0.3},
 }
 
 

@@ -79,7 +79,6 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> PatientSet:
             "name": "p",
             "task": {"classes": folder.classes},
             "input": {"size": 28},
-            "data": {"min_patients": 1},
         }
     )
     return load_cohort(Site(tmp_path_factory.mktemp("home"), site), study).train

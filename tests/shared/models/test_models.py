@@ -13,7 +13,7 @@ from shared.models import MODELS, build_model, get_weights, initial_weights, set
 from shared.models.attention import Attention
 from shared.models.front import WAVELET_CHANNELS, contrast_channels, wavelet_channels
 from shared.models.layers import StandardisedConv2d
-from shared.study import Study
+from shared.study import Study, Task
 
 SIZES = (28, 32, 33, 56, 64, 65, 84, 112, 128, 130, 196, 224, 252, 256)
 
@@ -171,16 +171,18 @@ def test_attention_knows_where_a_patch_is() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_initial_weights_follow_from_the_digest_alone(name: str) -> None:
+def test_initial_weights_follow_from_what_defines_the_model_alone(name: str) -> None:
     study = make_study(name)
     state = torch.random.get_rng_state()
     first = initial_weights(study)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(123)
     again = initial_weights(study)
-    other = initial_weights(study.model_copy(update={"description": "another"}))
+    named = initial_weights(study.model_copy(update={"name": "another"}))
+    other = initial_weights(study.model_copy(update={"task": Task(classes=("a", "b", "z"))}))
     assert first.keys() == again.keys() == dict(build_model(study).named_parameters()).keys()
     assert all(a.dtype == np.float32 and np.array_equal(a, again[n]) for n, a in first.items())
+    assert all(np.array_equal(a, named[n]) for n, a in first.items())
     differs = any(not np.array_equal(a, other[n]) for n, a in first.items())
     assert differs == (name != "linear")  # whose only layer is the head, which starts at zero
     assert all(np.isfinite(a).all() for a in first.values())

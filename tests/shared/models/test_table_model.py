@@ -149,7 +149,7 @@ def test_what_is_filled_in_is_neither_trained_nor_sent(missing: str) -> None:
     assert not before["head.weight"].any()
 
 
-def test_initial_weights_follow_from_the_digest_and_leave_the_random_state_alone() -> None:
+def test_initial_weights_follow_from_the_model_and_leave_the_random_state_alone() -> None:
     state = torch.random.get_rng_state()
     first = initial_weights(study("embedding", (5,)))
     assert torch.equal(torch.random.get_rng_state(), state)
