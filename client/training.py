@@ -12,7 +12,7 @@ from torch import nn
 
 from client.augment import augment, draw_views, is_active
 from client.data.cohort import PatientSet
-from client.privacy.dpsgd import Batch, add_noise, clipped_sum, per_image_gradients
+from client.privacy.dpsgd import Batch, Grid, add_noise, clipped_sum, per_image_gradients
 from client.privacy.sampler import Lot, draw_lot
 from client.privacy.stream import RandomStream
 from client.terms import Term
@@ -67,7 +67,7 @@ def train_round(
     """
     if len(patients) == 0:
         raise DataError("there is no patient to train on", todo="Check the site's data report")
-    plan, clip = study.training, study.privacy.clip
+    plan, grid = study.training, Grid.of(study.privacy.clip)
     loss = make_loss(study) if loss is None else loss
     if study.privacy.enabled and not 0 < noise_multiplier < math.inf:
         raise ValueError("private training needs noise")
@@ -85,12 +85,14 @@ def train_round(
                 study.privacy.images_per_patient,
             )
             batches = lot_batches(patients, lot, study, stream, watched, physical_batch)
-            total = clipped_sum(watched, batches, clip, loss)
+            total = clipped_sum(watched, batches, grid, loss)
             if study.privacy.enabled:
-                add_noise(total, stream, noise_multiplier * clip)
+                add_noise(total, grid, noise_multiplier, stream)
             # From here on nothing is computed from patients, but from what was noised.
-            unit = plan.sampling_rate * len(patients) * clip
-            gradients = [(t / unit).to(p.dtype) for t, p in zip(total, parameters, strict=True)]
+            unit = plan.sampling_rate * len(patients) * grid.clip / grid.step
+            gradients = [
+                (t.double() / unit).to(p.dtype) for t, p in zip(total, parameters, strict=True)
+            ]
             for term in terms:
                 term.correct(parameters, gradients)
             _step(optimiser, parameters, gradients, rate)

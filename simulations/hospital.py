@@ -16,7 +16,7 @@ from client.site import Site, SiteConfig
 from client.vault import Vault
 from shared.protocol import Request
 from shared.study import Study
-from simulations.seeded import QuickStream
+from simulations.seeded import SeededStream
 from simulations.stage import Sides, Stage
 
 SCENE = "scene.json"
@@ -126,7 +126,7 @@ class Cast:
             Vault.open(home / "vault.key"),
             load_cohort=lambda site, study: self._cohort(number),
             # The run's id is random, and must not decide what is drawn.
-            make_stream=lambda request: QuickStream(
+            make_stream=lambda request: SeededStream(
                 scene.seed, name, request.task, request.round, request.attempt
             ),
         )

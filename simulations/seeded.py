@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-
-import numpy as np
-import torch
 
 from client.privacy.stream import RandomStream, chacha20
 
@@ -39,28 +35,3 @@ class SeededStream(RandomStream):
 
     def __repr__(self) -> str:
         return f"SeededStream{self._name}"
-
-
-class QuickStream(SeededStream):
-    """A seeded stream whose Gaussians are NumPy's: made quickly, since they hide nothing.
-
-    Args:
-        seed: As for `SeededStream`.
-        labels: Likewise.
-    """
-
-    def __init__(self, seed: int, *labels: str | int) -> None:
-        super().__init__(seed, *labels)
-        key = int.from_bytes(self.read(16), "little")
-        self._normal = np.random.Generator(np.random.Philox(key=key))
-
-    def gaussian(self, shape: Sequence[int], std: float) -> torch.Tensor:
-        """Return independent Gaussians of mean 0, float32, of the given shape.
-
-        Raises:
-            ValueError: `std` is negative.
-        """
-        if std < 0:
-            raise ValueError(f"a standard deviation must not be negative, as {std} is")
-        draws = self._normal.standard_normal(tuple(shape), dtype=np.float32)
-        return torch.from_numpy(draws * np.float32(std))

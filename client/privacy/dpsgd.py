@@ -1,7 +1,8 @@
-"""The private gradient: one clipped contribution per patient, summed, with noise."""
+"""The private gradient: one clipped contribution per patient in whole numbers, summed, noised."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from client.privacy.rounded_gaussian import at_least
 from client.privacy.stream import RandomStream
 from shared.losses import Criterion
 from shared.models.layers import StandardisedConv2d
@@ -37,6 +39,28 @@ class Batch:
     targets: torch.Tensor
     weights: torch.Tensor
     owner: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The whole steps in which contributions are counted; public, for it follows from C alone.
+
+    Attributes:
+        clip: Largest norm C of a contribution, above 0.
+        step: A power of two between C 2^-26 and C 2^-25.
+        radius: Largest norm in steps: C / step, rounded down; in [2^25, 2^26).
+    """
+
+    clip: float
+    step: float
+    radius: int
+
+    @classmethod
+    def of(cls, clip: float) -> Grid:
+        """Return the grid of the clipping norm C."""
+        # A finer one would take the squares of a radius beyond what float64 holds exactly.
+        step = math.ldexp(1.0, math.frexp(clip)[1] - 26)
+        return cls(clip, step, math.floor(clip / step))
 
 
 def weighted_loss(model: nn.Module, batch: Batch, loss: Criterion) -> torch.Tensor:
@@ -87,25 +111,30 @@ def standardised_conv_gradient(
 
 
 def clipped_sum(
-    model: nn.Module, batches: Iterable[Batch], clip: float, loss: Criterion = CROSS_ENTROPY
+    model: nn.Module, batches: Iterable[Batch], grid: Grid, loss: Criterion = CROSS_ENTROPY
 ) -> list[torch.Tensor]:
-    """Sum the patients' gradients, each first scaled down to norm `clip` if it is longer.
+    """Sum the patients' gradients in whole steps of the grid, each clipped to the grid's radius.
 
     A patient's gradient is the weighted sum over the patient's images, in whichever batches they
-    are. Norms are exact enough for any number of parameters (`_squared_norms`). A patient whose
-    gradient is not finite contributes zero.
+    are. It is scaled down to the radius if it is longer, and each number is cut towards zero to
+    whole steps, so that it only gets shorter. A patient whose gradient is not finite contributes
+    zero.
+
+    Whole numbers make the sum exact: with another patient it changes by that patient's
+    contribution and nothing else. A contribution's numbers are below 2^26, so a sum over 2^35
+    patients stays below 2^61.
 
     Args:
         model: As given by `per_image_gradients`, in training mode.
         batches: The lot's images; may be empty.
-        clip: Largest norm C of a contribution.
+        grid: Of the clipping norm.
         loss: Of each image.
 
     Returns:
-        One tensor per parameter of the model, of its shape.
+        One tensor per parameter of the model, int64, of its shape, on its device, in steps.
     """
     parameters = list(model.parameters())
-    total = [torch.zeros_like(p, dtype=_wide(p.dtype)) for p in parameters]
+    total = [torch.zeros_like(p, dtype=torch.int64) for p in parameters]
     unfinished: list[torch.Tensor] = []
     last = -1
     for batch in batches:
@@ -116,19 +145,35 @@ def clipped_sum(
             for s, rest in zip(sums, unfinished, strict=True):
                 s[0] += rest[0]
         elif unfinished:
-            _add_clipped(total, unfinished, clip)
+            _add_clipped(total, unfinished, grid)
         # The next batch may hold more of the last patient, so that one waits.
         unfinished, last = [s[-1:].clone() for s in sums], int(batch.owner[-1])
-        _add_clipped(total, [s[:-1] for s in sums], clip)
+        _add_clipped(total, [s[:-1] for s in sums], grid)
     if unfinished:
-        _add_clipped(total, unfinished, clip)
-    return [t.view_as(p) for t, p in zip(total, parameters, strict=True)]
+        _add_clipped(total, unfinished, grid)
+    return total
 
 
-def add_noise(total: list[torch.Tensor], stream: RandomStream, std: float) -> None:
-    """Add Gaussian noise of standard deviation `std` to every number, in place."""
+def add_noise(
+    total: list[torch.Tensor], grid: Grid, noise_multiplier: float, stream: RandomStream
+) -> None:
+    """Add rounded Gaussian noise to every number, in place.
+
+    As the sum is whole, adding rounded noise is rounding the sum with noise added in real
+    numbers: post-processing of the Gaussian mechanism.
+
+    Args:
+        total: As given by `clipped_sum`.
+        grid: The same as there.
+        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        stream: Source of the noise.
+
+    Raises:
+        ValueError: The noise is not above 0, or so large that it would overflow.
+    """
+    s = at_least(noise_multiplier * (grid.clip / grid.step))
     for t in total:
-        t += stream.gaussian(t.shape, std).to(t.device, t.dtype)
+        t += stream.rounded_gaussian(t.shape, s).to(t.device)
 
 
 def _per_patient(parameter: nn.Parameter, owner: torch.Tensor) -> torch.Tensor:
@@ -144,18 +189,27 @@ def _per_patient(parameter: nn.Parameter, owner: torch.Tensor) -> torch.Tensor:
     return sums.index_add_(0, owner.to(sums.device), gradients)
 
 
-def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], clip: float) -> None:
+def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid: Grid) -> None:
     """Add the clipped gradients of some patients, each [p, n], to the total, in place."""
+    dtype = gradients[0].dtype
     norm = torch.stack([_squared_norms(g) for g in gradients]).sum(dim=0).sqrt()
-    finite = norm.isfinite()
-    # A hair below C, so that rounding in the norm cannot lift a contribution above it.
-    hair = BLOCK * torch.finfo(gradients[0].dtype).eps / 2
-    factor = (clip * (1 - hair) / norm).clamp(max=1).to(gradients[0].dtype)
-    if not finite.all():
-        factor = factor.where(finite, 0)
-        gradients = [g.where(finite[:, None], 0) for g in gradients]
-    for t, g in zip(total, gradients, strict=True):
-        t += (factor @ g).view_as(t)
+    # A hair below the radius, so that rounding in the norm cannot lift a contribution above it.
+    longest = grid.radius * (1 - BLOCK * torch.finfo(dtype).eps / 2)
+    scale = (longest / norm).clamp(max=1 / grid.step).to(dtype)[:, None]
+    whole = [(g * scale).to(torch.int32) for g in gradients]  # the conversion cuts towards zero
+    kept = norm.isfinite() & (_whole_squares(whole) <= grid.radius**2)
+    for t, w in zip(total, whole, strict=True):
+        t += w.masked_fill_(~kept[:, None], 0).sum(dim=0, dtype=torch.int64).view_as(t)
+
+
+def _whole_squares(whole: list[torch.Tensor]) -> torch.Tensor:
+    """Return the squared norm of each row of whole numbers, float64 [p], exact below 2^53.
+
+    Squares and partial sums below 2^53 are exact in float64, in any order. A sum that is above
+    2^53 does not round to less. So comparing with a bound below 2^53 is exact.
+    """
+    squares = [w.double().square_().sum(dim=1) for w in whole]
+    return torch.stack(squares).sum(dim=0)
 
 
 def _squared_norms(gradients: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 
+from client.privacy.rounded_gaussian import rounded_gaussian
+
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
@@ -19,7 +21,7 @@ class RandomStream(ABC):
     """A source of uniform bytes, and the draws private training makes from it.
 
     Everything that decides what noise hides comes from one such stream: lots, choices of
-    images, augmentation and Gaussians. It can be neither copied nor pickled, for a copy would
+    images, augmentation and noise. It can be neither copied nor pickled, for a copy would
     repeat its draws.
     """
 
@@ -41,28 +43,21 @@ class RandomStream(ABC):
             raise ValueError(f"cannot choose {k} of {n}")
         return torch.from_numpy(np.argsort(self._uniform(n))[:k].copy())
 
-    def gaussian(self, shape: Sequence[int], std: float) -> torch.Tensor:
-        """Return independent Gaussians of mean 0, float32, of the given shape.
+    def rounded_gaussian(self, shape: Sequence[int], s: float) -> torch.Tensor:
+        """Return independent whole numbers floor(s Z + 1/2), Z standard normal, int64.
 
-        Each is half the sum of four Gaussians of standard deviation `std`, made by Box and
-        Muller's method in float64 from four different pairs of uniform numbers, so that the
-        noise cannot be recognised by which floating-point numbers it can take (Holohan and
-        Braghin 2021, section 5.1, with n = 2; what Opacus' secure mode does).
+        Their distribution is exactly that, given uniform bytes; see
+        `client.privacy.rounded_gaussian`.
+
+        Args:
+            shape: Of the tensor.
+            s: Standard deviation before rounding, in (0, 2^50].
 
         Raises:
-            ValueError: `std` is negative or not finite.
+            ValueError: `s` is out of range.
         """
-        if not 0 <= std < math.inf:
-            raise ValueError(f"a standard deviation must be finite and not negative, not {std}")
-        n = math.prod(shape)
-        pairs = (n + 1) // 2
-        u, v = self._uniform(8 * pairs).reshape(2, 4, pairs)
-        radius = np.sqrt(-2 * np.log1p(-u))  # 1 - u lies in (0, 1]: the logarithm is finite
-        angle = 2 * math.pi * v
-        sums = np.concatenate(
-            [(radius * np.cos(angle)).sum(axis=0), (radius * np.sin(angle)).sum(axis=0)]
-        )
-        return torch.from_numpy(sums[:n] * (std / 2)).to(torch.float32).reshape(tuple(shape))
+        drawn = rounded_gaussian(math.prod(shape), s, self.read)
+        return torch.from_numpy(drawn).reshape(tuple(shape))
 
     def _uniform(self, n: int) -> Floats:
         words = np.frombuffer(self.read(8 * n), dtype="<u8")

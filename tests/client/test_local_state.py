@@ -189,7 +189,7 @@ def test_a_site_trains_from_its_own_norms_and_tells_all_relative_to_the_global_o
     model = build_model(study)
     set_weights(model, second | norms)
     stream = SeededStream(1, "run-1", 2, 0)
-    stream.gaussian((1, 2, 16), 1.0)  # the evaluation's noise comes first
+    stream.rounded_gaussian((1, 2, 16), 1.0)  # the evaluation's noise comes first
     train_round(
         model,
         ward.cohort(None, study).train,

@@ -36,11 +36,11 @@ class Stopping(SeededStream):
         super().__init__(seed)
         self.left = draws
 
-    def gaussian(self, shape: Sequence[int], std: float) -> torch.Tensor:
+    def rounded_gaussian(self, shape: Sequence[int], s: float) -> torch.Tensor:
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("killed")
-        return super().gaussian(shape, std)
+        return super().rounded_gaussian(shape, s)
 
 
 def personal_study(ward: Ward, rounds: int = 2, **training: Any) -> Study:

@@ -1,13 +1,14 @@
 """Per-patient gradients equal a brute-force loop, and clipping holds whatever happens."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from client.privacy.dpsgd import Batch, add_noise, clipped_sum, per_image_gradients
+from client.privacy.dpsgd import Batch, Grid, add_noise, clipped_sum, per_image_gradients
 from shared.models import MODELS, build_model
 from shared.models.linear import Linear
 from shared.study import Study, Task
@@ -45,7 +46,8 @@ def cut(batch: Batch, size: int) -> list[Batch]:
 
 
 def one_by_one(model: nn.Module, batch: Batch, clip: float) -> list[torch.Tensor]:
-    """The clipped sum by one autograd call per patient."""
+    """The clipped sum by one autograd call per patient, each cut to the grid."""
+    step = 2.0 ** (math.floor(math.log2(clip)) - 25) if clip < math.inf else 2.0**-40
     parameters = list(model.parameters())
     total = [torch.zeros_like(p) for p in parameters]
     for patient in range(int(batch.owner[-1]) + 1):
@@ -54,8 +56,16 @@ def one_by_one(model: nn.Module, batch: Batch, clip: float) -> list[torch.Tensor
         gradient = torch.autograd.grad(loss, parameters)
         norm = torch.cat([g.flatten() for g in gradient]).norm().item()
         for t, g in zip(total, gradient, strict=True):
-            t += g * min(1.0, clip / norm)
+            t += torch.trunc(g * min(1.0, clip / norm) / step) * step
     return total
+
+
+def clipped(model: nn.Module, batches: list[Batch], clip: float) -> list[torch.Tensor]:
+    """The clipped sum in real units."""
+    grid = Grid.of(clip)
+    total = clipped_sum(model, batches, grid)
+    assert all(t.dtype == torch.int64 for t in total)
+    return [t.double() * grid.step for t in total]
 
 
 def distance(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
@@ -80,9 +90,9 @@ def test_the_clipped_sum_equals_a_loop_over_patients(model: nn.Module, physical:
     norms_on_both_sides = 0.5 if isinstance(model, Linear) else 3.0
     expected = one_by_one(model, batch, norms_on_both_sides)
     with per_image_gradients(model) as watched:
-        found = clipped_sum(watched, cut(batch, physical), norms_on_both_sides)
+        found = clipped(watched, cut(batch, physical), norms_on_both_sides)
     assert distance(found, expected) < 1e-5
-    assert distance(expected, one_by_one(model, batch, 1e9)) > 1e-2, "clipping had no effect"
+    assert distance(expected, one_by_one(model, batch, math.inf)) > 1e-2, "clipping had no effect"
 
 
 def test_float32_models_agree_to_single_precision(model: nn.Module) -> None:
@@ -90,9 +100,8 @@ def test_float32_models_agree_to_single_precision(model: nn.Module) -> None:
     expected = one_by_one(model, batch, 1.0)
     single = Batch(batch.images.float(), batch.targets, batch.weights.float(), batch.owner)
     with per_image_gradients(model.float()) as watched:
-        found = clipped_sum(watched, cut(single, 2), 1.0)
-    assert all(f.dtype == torch.float32 for f in found)
-    assert distance([f.double() for f in found], expected) < 1e-3
+        found = clipped(watched, cut(single, 2), 1.0)
+    assert distance(found, expected) < 1e-3
 
 
 class HalfWidth(nn.Module):
@@ -113,9 +122,8 @@ def test_autocast_models_agree_with_one_call_per_patient_under_autocast(model: n
     single = Batch(batch.images.float(), batch.targets, batch.weights.float(), batch.owner)
     expected = one_by_one(HalfWidth(model.float()), single, 1.0)
     with per_image_gradients(HalfWidth(model)) as watched:
-        found = clipped_sum(watched, cut(single, 2), 1.0)
-    assert all(f.dtype == torch.float32 for f in found)
-    whole = torch.cat([f.flatten().double() for f in found])
+        found = clipped(watched, cut(single, 2), 1.0)
+    whole = torch.cat([f.flatten() for f in found])
     reference = torch.cat([e.flatten().double() for e in expected])
     assert (whole - reference).norm() / reference.norm() < 0.02
     assert (whole - full).norm() / full.norm() > 1e-6, "half precision was not used"
@@ -126,8 +134,8 @@ def test_no_patient_moves_the_sum_by_more_than_the_clip(model: nn.Module) -> Non
     batch = dataclasses.replace(batch, images=batch.images * 1e3)
     without = Batch(*(getattr(batch, f.name)[:3] for f in dataclasses.fields(batch)))
     with per_image_gradients(model) as watched:
-        full = clipped_sum(watched, [batch], 0.01)
-        less = clipped_sum(watched, [without], 0.01)
+        full = clipped(watched, [batch], 0.01)
+        less = clipped(watched, [without], 0.01)
     moved = torch.cat([(a - b).flatten() for a, b in zip(full, less, strict=True)]).norm()
     assert 0.0099 < moved <= 0.01
 
@@ -141,8 +149,8 @@ def test_the_norm_of_many_parameters_is_not_lost_to_rounding(width: int) -> None
     nn.init.zeros_(model.weight)
     with per_image_gradients(model) as watched:
         for batch, most in ((one, 0.1), (two, 0.2)):
-            (found,) = clipped_sum(watched, [batch], 0.1)
-            assert 0.99999 * most < found.double().norm() <= most
+            (found,) = clipped(watched, [batch], 0.1)
+            assert 0.9999 * most < found.norm() <= most
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -155,14 +163,14 @@ def test_a_patient_without_a_finite_gradient_contributes_nothing(
     others = batch.owner != 1
     clean = Batch(*(getattr(batch, f.name)[others] for f in dataclasses.fields(batch)))
     with per_image_gradients(model) as watched:
-        found = clipped_sum(watched, cut(batch, physical), 1.0)
-        expected = clipped_sum(watched, [clean], 1.0)
+        found = clipped(watched, cut(batch, physical), 1.0)
+        expected = clipped(watched, [clean], 1.0)
     assert distance(found, expected) < 1e-9
 
 
 def test_an_empty_lot_gives_zero(model: nn.Module) -> None:
     with per_image_gradients(model) as watched:
-        total = clipped_sum(watched, [], 1.0)
+        total = clipped(watched, [], 1.0)
     assert [t.shape for t in total] == [p.shape for p in model.parameters()]
     assert not any(t.any() for t in total)
 
@@ -170,17 +178,21 @@ def test_an_empty_lot_gives_zero(model: nn.Module) -> None:
 def test_the_model_is_left_without_hooks_or_gradients(model: nn.Module) -> None:
     before = set(vars(model)), [set(vars(p)) for p in model.parameters()]
     with per_image_gradients(model) as watched:
-        clipped_sum(watched, [make_batch([1, 2])], 1.0)
+        clipped(watched, [make_batch([1, 2])], 1.0)
     assert (set(vars(model)), [set(vars(p)) for p in model.parameters()]) == before
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
     with per_image_gradients(model) as watched:  # and can be used again
-        clipped_sum(watched, [make_batch([1, 2])], 1.0)
+        clipped(watched, [make_batch([1, 2])], 1.0)
 
 
 def test_noise_has_the_standard_deviation_asked_for() -> None:
-    total = [torch.zeros(200, 100), torch.ones(5000)]
-    add_noise(total, SeededStream(1), 2.5)
-    drawn = torch.cat([total[0].flatten(), total[1] - 1])
+    grid = Grid.of(0.75)
+    total = [
+        torch.zeros(200, 100, dtype=torch.int64),
+        torch.full((5000,), grid.radius, dtype=torch.int64),
+    ]
+    add_noise(total, grid, 2.5, SeededStream(1))
+    drawn = torch.cat([total[0].flatten(), total[1] - grid.radius]).double() * grid.step / 0.75
     assert abs(float(drawn.std()) - 2.5) < 4 * 2.5 / (2 * 25_000) ** 0.5
     assert abs(float(drawn.mean())) < 4 * 2.5 / 25_000**0.5

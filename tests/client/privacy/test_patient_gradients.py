@@ -7,6 +7,7 @@ no patient has a part in another's contribution.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from client.data.cohort import load_cohort
 from client.data.patients import PatientSet
-from client.privacy.dpsgd import clipped_sum, per_image_gradients
+from client.privacy.dpsgd import Grid, clipped_sum, per_image_gradients
 from client.privacy.sampler import Lot, draw_lot
 from client.site import Site, SiteConfig
 from client.training import lot_batches
@@ -149,7 +150,8 @@ def _one(
 def one_by_one(
     study: Study, model: nn.Module, patients: PatientSet, lot: Lot, clip: float
 ) -> list[torch.Tensor]:
-    """The clipped sum by one autograd call per patient."""
+    """The clipped sum by one autograd call per patient, each cut to the grid."""
+    step = 2.0 ** (math.floor(math.log2(clip)) - 25) if clip < math.inf else 2.0**-40
     parameters = list(model.parameters())
     total = [torch.zeros_like(p) for p in parameters]
     for position, patient in enumerate(lot.patients):
@@ -158,7 +160,7 @@ def one_by_one(
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         norm = torch.cat([g.flatten() for g in gradient]).norm().item()
         for t, g in zip(total, gradient, strict=True):
-            t += g * min(1.0, clip / norm) if norm else g
+            t += torch.trunc(g * min(1.0, clip / norm) / step) * step if norm else g
     return total
 
 
@@ -168,7 +170,8 @@ def fast(
     loss = make_loss(study, statistics_of(study))
     with per_image_gradients(model) as watched:
         batches = lot_batches(patients, lot, study, SeededStream(0), watched, physical)
-        return clipped_sum(watched, batches, clip, loss)
+        grid = Grid.of(clip)
+        return [t.double() * grid.step for t in clipped_sum(watched, batches, grid, loss)]
 
 
 def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -194,7 +197,7 @@ def test_the_private_gradient_equals_a_loop_over_patients(
     lot = everyone(patients)
     most = torch.bincount(lot.owner).max()
     assert most == K < torch.bincount(patients.image_patient).max(), "no patient has more than K"
-    unclipped = one_by_one(study, model, patients, lot, 1e9)
+    unclipped = one_by_one(study, model, patients, lot, math.inf)
     clip = float(flat(unclipped).norm()) / len(lot.patients)
     expected = one_by_one(study, model, patients, lot, clip)
     for physical in (4, 1000):

@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 
 from client.privacy.stream import OsStream, chacha20
@@ -27,41 +26,6 @@ def test_uniform_numbers_use_53_bits() -> None:
     words = SeededStream(1).uniform(10_000).numpy() * 2.0**53
     assert np.array_equal(words, np.round(words))
     assert np.any(words % 2 == 1)
-
-
-def test_gaussians_follow_the_normal_distribution() -> None:
-    z = SeededStream(2, "gaussian").gaussian((N,), 3.0).numpy().astype(np.float64) / 3
-    assert stats.kstest(z, "norm").pvalue > 1e-3
-    assert abs(z.mean()) < 4 / N**0.5
-    assert abs(z.var() - 1) < 4 * (2 / N) ** 0.5
-    assert abs(stats.kurtosis(z)) < 4 * (24 / N) ** 0.5
-    assert 4 < np.abs(z).max() < 7
-
-
-def test_neighbouring_gaussians_do_not_depend_on_each_other() -> None:
-    z = SeededStream(3).gaussian((N,), 1.0).numpy().astype(np.float64)
-    half = N // 2
-    for lag in (1, 2, half):  # half: the other coordinates of the same Box-Muller pairs
-        for x in (z, z**2):
-            r = np.corrcoef(x[:-lag], x[lag:])[0, 1]
-            assert abs(r) < 4 / (N - lag) ** 0.5
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3, 5), (0,)])
-def test_gaussians_come_in_the_shape_asked_for(shape: tuple[int, ...]) -> None:
-    z = OsStream().gaussian(shape, 1.0)
-    assert z.shape == shape
-    assert z.dtype == torch.float32
-
-
-def test_no_standard_deviation_means_no_noise() -> None:
-    assert not SeededStream(1).gaussian((100,), 0.0).any()
-
-
-@pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf")])
-def test_a_meaningless_standard_deviation_is_refused(std: float) -> None:
-    with pytest.raises(ValueError, match="standard deviation"):
-        OsStream().gaussian((2,), std)
 
 
 def test_chosen_indices_are_distinct_and_every_one_is_as_likely() -> None:
