@@ -20,7 +20,7 @@ from shared.errors import (
     SiteError,
     StudyError,
 )
-from shared.protocol import Question, Refusal, Reply, Request, Spending
+from shared.protocol import PROTOCOL_VERSION, Question, Refusal, Reply, Request, Spending
 from shared.study import Study
 from shared.transport import Weights
 
@@ -71,8 +71,9 @@ def note_refusal(hospital: Hospital, asked: Request | Question | None, error: Ex
 
 
 def refusal(asked: Request | Question, error: Exception) -> Reply:
-    """Return a refusal, which tells its code and nothing else."""
+    """Return a refusal, which tells its code and nothing else, in the asker's version if known."""
     return Reply(
+        version=1 if asked.version == 1 else PROTOCOL_VERSION,
         study_digest=asked.study_digest,
         run=asked.run,
         round=asked.round,

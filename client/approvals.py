@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from client.outdated import Outdated, read_outdated
 from client.site import Site
 from client.vault import sync_folder, write_atomic
 from shared.errors import PolicyRefusal, SiteError, StudyError
@@ -50,7 +51,9 @@ class Approvals:
         Raises:
             PolicyRefusal: `study-not-approved`: nobody approved it, or approvals have expired.
             SiteError: The approval's file was damaged.
+            StudyError: The study is of an earlier format.
         """
+        self.refuse_outdated(digest)
         if not self.is_approved(digest):
             raise PolicyRefusal(
                 "study-not-approved",
@@ -145,25 +148,43 @@ class Approvals:
 
     def offered(self) -> list[Study]:
         """Return the studies that wait for a decision, by name."""
-        files = self._offered.glob("*.json")
+        files = [path for path in self._offered.glob("*.json") if not read_outdated(path)]
         studies = [study_from_json(p.read_text(encoding="utf-8"), str(p)) for p in files]
         return sorted(studies, key=lambda study: (study.name, study.digest))
 
     def approved(self) -> list[Approval]:
-        """Return the approved studies, oldest approval first."""
+        """Return the approved studies of this format, oldest approval first."""
         return self._all(self._approved)
 
     def revoked(self) -> list[Approval]:
-        """Return the approvals that were taken back, oldest approval first."""
+        """Return the approvals of this format that were taken back, oldest approval first."""
         return self._all(self._revoked)
 
     def plans(self) -> dict[str, Study]:
-        """Return every study whose plan the site holds, by digest."""
+        """Return every study of this format whose plan the site holds, by digest."""
         decided = [approval.study for approval in (*self.approved(), *self.revoked())]
         return {study.digest: study for study in (*self.offered(), *decided)}
 
+    def outdated(self) -> list[Outdated]:
+        """Return the studies of an earlier format, whatever was decided on them, by name."""
+        folders = (self._offered, self._approved, self._revoked)
+        files = [path for folder in folders for path in folder.glob("*.json")]
+        found = [study for study in map(read_outdated, files) if study]
+        return sorted(found, key=lambda study: (study.name, study.digest))
+
+    def refuse_outdated(self, digest: str) -> None:
+        """Refuse to go on with a study of an earlier format.
+
+        Raises:
+            StudyError: It is one; says how to go on.
+        """
+        for folder in (self._offered, self._approved, self._revoked):
+            if study := read_outdated(folder / f"{digest}.json"):
+                study.refuse()
+
     def _all(self, folder: Path) -> list[Approval]:
-        found = [self._read(path) for path in folder.glob("*.json")]
+        files = [path for path in folder.glob("*.json") if not read_outdated(path)]
+        found = [self._read(path) for path in files]
         return sorted(found, key=lambda approval: (approval.time, approval.digest))
 
     def _read(self, path: Path) -> Approval:

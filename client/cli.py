@@ -83,6 +83,9 @@ def studies(home: Home) -> None:
                 f"{state}  {approval.digest[:12]}  {approval.study.name}  "
                 f"approved by {approval.by}, {approval.time}"
             )
+    for old in approvals.outdated():
+        told = f"{old.state:<8}  {old.digest[:12]}  {old.name}"
+        typer.echo(f"{told}  of format {old.values['format']}, which no longer runs")
 
 
 @app.command()
@@ -105,7 +108,9 @@ def approve(home: Home, digest: Digest, by: By) -> None:
 
     site = load_site(home)
     approvals = Approvals(site)
-    whole = _whole(digest, [study.digest for study in approvals.offered()])
+    outdated = [study.digest for study in approvals.outdated()]
+    whole = _whole(digest, [study.digest for study in approvals.offered()] + outdated)
+    approvals.refuse_outdated(whole)
     _log(site, "study-approved", whole, by)
     study = approvals.approve(whole, by)
     typer.echo(f"Approved {study.name} ({whole}).")
@@ -119,7 +124,8 @@ def revoke(home: Home, digest: Digest, by: By) -> None:
 
     site = load_site(home)
     approvals = Approvals(site)
-    whole = _whole(digest, [approval.digest for approval in approvals.approved()])
+    outdated = [study.digest for study in approvals.outdated() if study.state == "approved"]
+    whole = _whole(digest, [approval.digest for approval in approvals.approved()] + outdated)
     _log(site, "study-revoked", whole, by)
     approvals.revoke(whole)
     typer.echo(f"Revoked {whole}.")
@@ -192,7 +198,9 @@ def audit(
 def _known(approvals: Approvals, digest: str) -> Study:
     """Return the study of a digest's first digits, be it offered, approved or revoked."""
     known = approvals.plans()
-    return known[_whole(digest, list(known))]
+    whole = _whole(digest, [*known, *(study.digest for study in approvals.outdated())])
+    approvals.refuse_outdated(whole)
+    return known[whole]
 
 
 def _whole(digest: str, known: list[str]) -> str:

@@ -185,7 +185,9 @@ def _report(hospital: Hospital) -> SpendingReport:
 
 
 def _names(hospital: Hospital) -> dict[str, str]:
-    return {digest: study.name for digest, study in hospital.approvals.plans().items()}
+    approvals = hospital.approvals
+    names = {digest: study.name for digest, study in approvals.plans().items()}
+    return names | {study.digest: study.name for study in approvals.outdated()}
 
 
 def _ids(path: Path) -> frozenset[str]:

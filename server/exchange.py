@@ -11,7 +11,7 @@ from server.clock import Clock
 from server.countersign import HeadBook, fork_head
 from server.runs import Log
 from shared.errors import ConsiliumError, CoordinatorError
-from shared.protocol import LedgerHead, Reply, Request
+from shared.protocol import PROTOCOL_VERSION, LedgerHead, Reply, Request
 from shared.transport import Received, Transport, Weights
 
 NOT_APPROVED = "study-not-approved"
@@ -267,6 +267,8 @@ class Exchange:
                 self._fail(question, site, received.error)
         elif not genuine:
             self._fail(question, site, "another node answered in its place")
+        elif reply.version != PROTOCOL_VERSION:
+            self._fail(question, site, _other_release(reply.version))
         elif reply.refusal is not None:
             question.answers[site] = Answer("refused", reply.refusal.code, reply)
             self._log("site-refused", round=number, site=site, code=reply.refusal.code)
@@ -304,3 +306,10 @@ class Exchange:
         seen = self.seen_heads.setdefault(site, head)
         if not reason and head.entries > seen.entries:
             self.seen_heads[site] = head
+
+
+def _other_release(version: int) -> str:
+    return (
+        f"the site runs an older release: its node speaks version {version} of the protocol, this "
+        f"server version {PROTOCOL_VERSION}; ask the site to upgrade"
+    )

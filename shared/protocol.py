@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -38,21 +38,34 @@ RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class Wire(BaseModel):
-    """Base of every record on the wire: frozen, unknown fields refused, no NaN."""
+    """Base of every message: frozen, unknown fields refused, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    version: Literal[2] = 2
+
+class Part(Wire):
+    """Base of what messages are made of, and both sides keep in files.
+
+    A file lasts longer than a version of the protocol, so that parts have none. That of the first
+    release, which gave them one, is left out.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_version(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("version") == 1:
+            return {key: value for key, value in values.items() if key != "version"}
+        return values
 
 
-class LedgerHead(Wire):
+class LedgerHead(Part):
     """Head of a site's ledger chain: how many entries it has and the last one's hash."""
 
     entries: int = Field(ge=0)
     hash: Digest
 
 
-class Statistics(Wire):
+class Statistics(Part):
     """Noised counts of training patients: never exact ones, unless the study has no privacy.
 
     A patient adds one to one cell of `classes` per target (one target, or one per finding) and
@@ -80,6 +93,7 @@ class Request(Wire):
     too, as arrays named `CONTROL` and the parameter's name.
     """
 
+    version: Literal[2] = 2
     task: Literal["describe", "train", "evaluate"]
     run: RunName = Field(description="id of the server's run")
     study_digest: Digest
@@ -130,9 +144,10 @@ class Question(BaseModel):
     study_digest: Digest
     run: RunName
     round: int = Field(ge=0, le=1_000_000)
+    version: Any = PROTOCOL_VERSION
 
 
-class ScoreHistogram(Wire):
+class ScoreHistogram(Part):
     """Noised counts of held-out patients' scores, never the scores.
 
     `counts` has shape [targets, 2, bins]: for each target class (binary tasks have one, the
@@ -153,7 +168,7 @@ class ScoreHistogram(Wire):
         return self
 
 
-class Spending(Wire):
+class Spending(Part):
     """Privacy spent at a site in this study, over its worst-off group of patients."""
 
     epsilon: float = Field(ge=0, description="spent so far, reservations included")
@@ -164,15 +179,20 @@ class Spending(Wire):
     steps: int = Field(ge=0, description="training steps charged so far")
 
 
-class Refusal(Wire):
+class Refusal(Part):
     """Why a site did not do what was asked; no numbers the policy hides."""
 
     code: RefusalCode
 
 
 class Reply(Wire):
-    """A site's answer; the update (new minus global weights) travels beside it."""
+    """A site's answer; the update (new minus global weights) travels beside it.
 
+    A refusal may be of version 1: so a node answers a server of the first release, which reads no
+    other, and so a node of that release answers.
+    """
+
+    version: Literal[1, 2] = 2
     study_digest: Digest
     run: RunName
     round: int = Field(ge=0)
@@ -195,6 +215,8 @@ class Reply(Wire):
 
     @model_validator(mode="after")
     def _consistent(self) -> Reply:
+        if self.version != PROTOCOL_VERSION and self.outcome != "refused":
+            raise ValueError(f"an answer must be of version {PROTOCOL_VERSION}")
         if (self.outcome == "refused") != (self.refusal is not None):
             raise ValueError("exactly the refused replies carry a refusal")
         if self.outcome == "update" and self.patients < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ REQUEST = Request(
     task="train", run="run-1", study_digest=STUDY.digest, study=STUDY.canonical(), round=2
 )
 TEXT = REQUEST.model_dump_json()
+PROTOCOL_1 = Path(__file__).parent.parent / "data" / "protocol-1"
 
 
 @pytest.fixture
@@ -59,6 +61,23 @@ def code(reply: Reply) -> str:
 
 def test_a_request_is_answered(home: Path) -> None:
     assert code(ask(home, said(TEXT))) == "study-not-approved"
+
+
+def test_a_request_of_the_first_release_is_refused_in_its_own_words(home: Path) -> None:
+    context = Context(1, 2, {"home": str(home)}, RecordDict(), {})
+    content = said((PROTOCOL_1 / "request.json").read_text())
+    answer = app(Message(content, 2, "train"), context).content
+    assert not answer.array_records
+    told = json.loads(str(answer.config_records["record"]["json"]))
+    reads = json.loads((PROTOCOL_1 / "reply.schema.json").read_text())
+    assert told.keys() <= reads["properties"].keys()
+    assert told["version"] == reads["properties"]["version"]["const"] == 1
+    refusal = reads["$defs"]["Refusal"]["properties"]
+    assert told["refusal"].keys() <= refusal.keys()
+    assert told["refusal"]["code"] in refusal["code"]["enum"]
+    assert (told["outcome"], told["run"], told["round"]) == ("refused", "run-1", 2)
+    (line,) = audit(home)
+    assert (line.event, line.code, line.run) == ("round-refused", "message-invalid", "run-1")
 
 
 def not_weights() -> RecordDict:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from server.release import read_card
 from shared.errors import CoordinatorError
-from shared.protocol import LedgerHead
+from shared.protocol import LedgerHead, Reply
+
+DATA = Path(__file__).parent.parent / "data"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,34 @@ def test_a_refusal_and_a_crash_are_shown_with_their_reasons(world) -> None:
     assert "training process" in sites["Castle"]["reason"]
     assert world.events("site-refused")[0]["code"] == "policy-epsilon"
     assert "training process" in world.events("site-failed")[0]["error"]
+
+
+def test_a_site_of_the_first_release_is_named_as_one_to_upgrade(world) -> None:
+    old = json.loads((DATA / "protocol-1" / "refusal.json").read_text())
+
+    class OfTheFirstRelease(world.plain_site):
+        def answer(self, request, weights, time):
+            here = {"study_digest": request.study_digest, "run": request.run}
+            return Reply.model_validate(old | here | {"round": request.round}), {}
+
+    world.sites[3] = OfTheFirstRelease(4.0)
+    world.run()
+    world.assert_released(world.expected([[1, 2]] * 3))
+    castle = world.lines("metrics.jsonl")[0]["sites"]["Castle"]
+    assert castle["state"] == "failed"
+    for words in ("older release", "version 1", "version 2", "ask the site to upgrade"):
+        assert words in castle["reason"]
+    assert {event["site"] for event in world.events("site-failed")} == {"Castle"}
+
+
+def test_the_ledger_heads_a_server_of_the_first_release_remembered_still_hold(world) -> None:
+    head = {"version": 1, "entries": 40, "hash": "ab" * 32}
+    book = {"Castle": {"head": head, "studies": ["cd" * 32]}}
+    (world.home / "heads.json").write_text(json.dumps(book))
+    world.run()
+    first = world.sites[3].requests[0]
+    assert first.known_head == LedgerHead(entries=40, hash="ab" * 32)
+    assert {event["site"] for event in world.events("ledger-conflict")} == {"Castle"}
 
 
 def test_a_site_the_server_cannot_send_to_has_failed_and_the_others_go_on(world) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ProtocolError
-from shared.protocol import Refusal, Reply, Request, ScoreHistogram, parse
+from shared.protocol import (
+    LedgerHead,
+    Refusal,
+    Reply,
+    Request,
+    ScoreHistogram,
+    Statistics,
+    parse,
+)
 
 DIGEST = "ab" * 32
 HISTOGRAM = {"targets": 1, "bins": 4, "noise": 0, "counts": [0] * 8}
@@ -25,6 +33,27 @@ def test_reply_round_trips() -> None:
         refusal=Refusal(code="study-not-approved"),
     )
     assert parse(Reply, reply.model_dump_json(), "here") == reply
+
+
+def test_only_a_refusal_may_be_of_the_first_version() -> None:
+    first = {"version": 1, "code": "message-invalid"}
+    refused = {"study_digest": DIGEST, "run": "r1", "round": 2, "outcome": "refused"}
+    reply = parse(Reply, json.dumps({**refused, "version": 1, "refusal": first}), "here")
+    assert reply.refusal == Refusal(code="message-invalid")
+    with pytest.raises(ProtocolError, match="protocol version 2"):
+        parse(Reply, json.dumps({**REPLY, "version": 1}), "here")
+
+
+def test_what_files_keep_has_no_version_and_is_read_with_the_first() -> None:
+    for kind, values in (
+        (LedgerHead, {"entries": 3, "hash": DIGEST}),
+        (Statistics, {"classes": [1.0, 2.0], "columns": [], "noise": 3.0}),
+        (ScoreHistogram, HISTOGRAM),
+    ):
+        record = kind.model_validate(values | {"version": 1})
+        assert json.loads(record.model_dump_json()) == values
+        with pytest.raises(ValueError, match="version"):
+            kind.model_validate(values | {"version": 2})
 
 
 def test_the_closing_evaluation_may_carry_more() -> None:
@@ -50,7 +79,7 @@ def test_round_0_is_for_describing_and_only_it(task: str, round_: int) -> None:
         {"outcome": "refused"},
         {"patients": 0},
         {"study_digest": "x"},
-        {"refusal": {"version": 2, "code": "because"}},
+        {"refusal": {"code": "because"}},
         {"run": "../../etc"},
         {"personal": HISTOGRAM},
         {"subgroups": {"sex:F": HISTOGRAM}},
