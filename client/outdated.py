@@ -10,6 +10,8 @@ from typing import Any
 
 from shared.study import FORMAT, Study, check_format, parse_study
 
+EARLIER = range(1, FORMAT)
+
 
 @dataclass(frozen=True)
 class Outdated:
@@ -60,7 +62,7 @@ def read_outdated(path: Path) -> Outdated | None:
     except (OSError, ValueError):
         return None
     plan = values.get("study", values) if isinstance(values, dict) else None
-    if not isinstance(plan, dict) or plan.get("format") not in range(1, FORMAT):
+    if not isinstance(plan, dict) or plan.get("format") not in EARLIER:
         return None
     text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     if hashlib.sha256(text.encode()).hexdigest() != path.stem:

@@ -280,9 +280,10 @@ def check_format(values: Mapping[str, Any], where: str) -> None:
         StudyError: Saying how to go on.
     """
     given = values.get("format", FORMAT)
-    if given == FORMAT and type(given) is int:
+    number = given if type(given) is int else 0
+    if number == FORMAT:
         return
-    if given in range(1, FORMAT):
+    if 0 < number < FORMAT:
         raise StudyError(
             f"the study is of format {given}, which releases before 0.2 wrote and ran",
             where,
