@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -148,13 +149,16 @@ def _print_study(plan: Study) -> None:
 
 
 def _print_noise(sites: Sequence[SiteNoise]) -> None:
-    table = Table("patients", "lot", "noise", "noise / lot", "delta", "± counts", "verdict")
+    table = Table(
+        "patients", "lot", "noise", "noise / lot", "epsilon", "delta", "± counts", "verdict"
+    )
     for site in sites:
         table.add_row(
             f"{site.patients:,}",
             f"{site.lot:.1f}",
             f"{site.noise_multiplier:.3f}",
             f"{site.noise_to_signal:.4f}",
+            f"{math.ceil(100 * max(site.epsilon, site.held_out_epsilon)) / 100:g}",
             f"{site.delta:.2g}",
             f"{site.count_noise:.1f}",
             site.verdict,
@@ -164,7 +168,8 @@ def _print_noise(sites: Sequence[SiteNoise]) -> None:
     console.print(table)
     console.print(
         "lot: patients in a step on average. noise: multiplier of one patient's largest "
-        "influence. ± counts: noise on each count of the score histograms, in patients."
+        "influence. epsilon: what the study costs a patient at most. ± counts: noise on each "
+        "count of the score histograms, in patients."
     )
 
 

@@ -17,6 +17,12 @@ from shared.study import Study
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
+LEAST_NOISE = 0.5
+"""Least noise multiplier of a calibrated mechanism: below it a step hides hardly anything of those
+it sampled, and only that few are sampled makes epsilon small."""
+MOST_NOISE = 1e7
+"""Largest noise multiplier that is calibrated; up to it, no noise drawn overflows int64."""
+
 
 @dataclass(frozen=True, order=True)
 class Mechanism:
@@ -101,8 +107,8 @@ def calibrate(
         beside: Other mechanisms on the same patients, which the budget must cover too.
 
     Returns:
-        The noise multiplier, within 0.1 % of the smallest that keeps the budget and never
-        below it; 0 if nothing is run.
+        The noise multiplier, at least `LEAST_NOISE`, within 0.1 % of the smallest that keeps the
+        budget and never below it; 0 if nothing is run.
 
     Raises:
         StudyError: A value is out of range, or no noise keeps the budget.
@@ -119,7 +125,27 @@ def calibrate(
             "privacy.statistics_noise",
             "Raise it, or raise privacy.epsilon",
         )
-    return _calibrate(epsilon, delta, sampling_rate, steps, others)
+    if not (sampling_rate and steps):
+        return 0.0
+    return max(LEAST_NOISE, _calibrate(epsilon, delta, sampling_rate, steps, others))
+
+
+def stated_epsilon(
+    epsilon: float, delta: float, mechanism: Mechanism, beside: Sequence[Mechanism] = ()
+) -> float:
+    """Return what a calibrated mechanism is said to cost: the budget, or less.
+
+    It is less where the noise was raised to `LEAST_NOISE`.
+
+    Args:
+        epsilon: The budget.
+        delta: In (0, 1).
+        mechanism: With all its steps, of the noise that `calibrate` found.
+        beside: As for `calibrate`.
+    """
+    if mechanism.noise_multiplier > LEAST_NOISE:
+        return epsilon
+    return min(epsilon, _epsilon(_group([mechanism, *beside]), delta))
 
 
 def before_training(study: Study) -> tuple[Mechanism, ...]:
@@ -185,9 +211,6 @@ def _calibrate(
 ) -> float:
     from scipy.optimize import brentq
 
-    if not (rate and steps):
-        return 0.0
-
     def excess(log_noise: float) -> float:
         spent = _epsilon(_group([Mechanism(math.exp(log_noise), rate, steps), *beside]), delta)
         return math.log(min(max(spent, 1e-12), 1e12) / epsilon)
@@ -196,7 +219,7 @@ def _calibrate(
     low, high = 0.0, 0.1
     while excess(high) > 0:
         low, high = high, high + min(2.0, excess(high) + 0.1)
-        if high > _MOST_LOG_NOISE:
+        if high > math.log(MOST_NOISE):
             raise StudyError(
                 f"no noise keeps {steps} steps within epsilon {epsilon} at delta {delta}",
                 "privacy.epsilon",
@@ -210,8 +233,8 @@ def _calibrate(
     return math.exp(noise)
 
 
-# How far calibration searches, and how finely, in the logarithm of the noise multiplier.
-_MOST_LOG_NOISE, _LOG_NOISE_STEP = math.log(1e7), 4e-4
+# How finely calibration searches, in the logarithm of the noise multiplier.
+_LOG_NOISE_STEP = 4e-4
 
 # Beyond these the PRV accountant's Fourier transforms in float64 lose their meaning.
 _MOST_EPSILON, _LEAST_DELTA = 300.0, 1e-9

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shared.accounting import before_training, calibrate, default_delta
+from shared.accounting import (
+    Mechanism,
+    before_training,
+    calibrate,
+    default_delta,
+    stated_epsilon,
+)
 from shared.explain_remedies import remedies, subgroups_price
 from shared.metrics import scored_classes
 from shared.statistics import statistics_layout
@@ -23,6 +29,8 @@ class SiteNoise:
     Attributes:
         patients: Training patients N.
         delta: Delta the site's epsilon holds for.
+        epsilon: What the whole study costs a training patient at most: the study's, or less.
+        held_out_epsilon: The same for a held-out patient.
         lot: Patients in a step, on average.
         noise_multiplier: Sigma: noise over one patient's largest contribution.
         noise_to_signal: Sigma over the lot: the noise in each weight's step, in units of the
@@ -34,6 +42,8 @@ class SiteNoise:
 
     patients: int
     delta: float
+    epsilon: float
+    held_out_epsilon: float
     lot: float
     noise_multiplier: float
     noise_to_signal: float
@@ -63,19 +73,23 @@ def site_noise(study: Study, patients: int) -> SiteNoise:
     Raises:
         StudyError: No noise keeps the study's budget.
     """
-    delta = _delta(study, patients)
+    budget, delta = study.privacy.epsilon, _delta(study, patients)
+    rate = study.training.sampling_rate
     sigma = training_noise(study, patients)
-    lot = study.training.sampling_rate * patients
-    # A held-out patient is in one bin of each target's histogram.
-    reach = math.sqrt(score_targets(study))
+    counted = calibrate(budget, delta, 1.0, study.evaluations)
+    training = Mechanism(sigma, rate, study.total_steps)
+    evaluation = Mechanism(counted, 1.0, study.evaluations)
     return SiteNoise(
         patients=patients,
         delta=delta,
-        lot=lot,
+        epsilon=stated_epsilon(budget, delta, training, before_training(study)),
+        held_out_epsilon=stated_epsilon(budget, delta, evaluation),
+        lot=rate * patients,
         noise_multiplier=sigma,
-        noise_to_signal=sigma / lot,
-        count_noise=reach * calibrate(study.privacy.epsilon, delta, 1.0, study.evaluations),
-        verdict=verdict(sigma / lot, study.model.name),
+        noise_to_signal=sigma / (rate * patients),
+        # A held-out patient is in one bin of each target's histogram.
+        count_noise=math.sqrt(score_targets(study)) * counted,
+        verdict=verdict(sigma / (rate * patients), study.model.name),
     )
 
 

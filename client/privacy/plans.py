@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from client.privacy.chain import Entry, Purpose
-from shared.accounting import before_training, calibrate, default_delta
+from shared.accounting import (
+    Mechanism,
+    before_training,
+    calibrate,
+    default_delta,
+    stated_epsilon,
+)
 from shared.study import Study
 
 
@@ -54,22 +60,25 @@ class Plan:
 def description_plan(study: Study, patients: int) -> Plan:
     """Return the plan of the noised statistics a study releases once, before training.
 
-    Its noise is the study's; training is calibrated so that both keep the budget together.
+    Its noise is the study's; training is calibrated so that both keep the budget together, so
+    the epsilon stated is that of both.
 
     Args:
         study: A study that needs statistics; without privacy the plan has no noise.
         patients: Training patients N (public); sets the default delta.
+
+    Raises:
+        StudyError: No noise keeps the budget.
     """
-    private = study.privacy.enabled
     return Plan(
         study=study.digest,
         purpose="describe",
-        noise_multiplier=study.privacy.statistics_noise if private else 0.0,
+        noise_multiplier=study.privacy.statistics_noise if study.privacy.enabled else 0.0,
         sampling_rate=1.0,
         steps=1,
         uses=1 + study.privacy.spare_rounds,
         spares=study.privacy.spare_rounds,
-        epsilon=study.privacy.epsilon if private else 0.0,
+        epsilon=training_plan(study, patients).epsilon,
         delta=study_delta(study, patients),
     )
 
@@ -88,20 +97,21 @@ def training_plan(study: Study, patients: int) -> Plan:
     """
     delta = study_delta(study, patients)
     rate = study.training.sampling_rate
-    private = study.privacy.enabled
+    noise = cost = 0.0
+    if study.privacy.enabled:
+        beside = before_training(study)
+        noise = calibrate(study.privacy.epsilon, delta, rate, study.total_steps, beside)
+        whole = Mechanism(noise, rate, study.total_steps)
+        cost = stated_epsilon(study.privacy.epsilon, delta, whole, beside)
     return Plan(
         study=study.digest,
         purpose="train",
-        noise_multiplier=calibrate(
-            study.privacy.epsilon, delta, rate, study.total_steps, before_training(study)
-        )
-        if private
-        else 0.0,
+        noise_multiplier=noise,
         sampling_rate=rate,
         steps=study.training.local_steps,
         uses=study.training_uses,
         spares=study.privacy.spare_rounds,
-        epsilon=study.privacy.epsilon if private else 0.0,
+        epsilon=cost,
         delta=delta,
     )
 
@@ -118,17 +128,20 @@ def evaluation_plan(study: Study, patients: int, *, exact: bool) -> Plan:
         exact: Whether the site's policy shares exact counts; the plan then has no noise.
     """
     delta = study_delta(study, patients)
+    noise = cost = 0.0
+    if not exact:
+        noise = calibrate(study.privacy.epsilon, delta, 1.0, study.evaluations)
+        whole = Mechanism(noise, 1.0, study.evaluations)
+        cost = stated_epsilon(study.privacy.epsilon, delta, whole)
     return Plan(
         study=study.digest,
         purpose="exact-evaluation" if exact else "evaluate",
-        noise_multiplier=0.0
-        if exact
-        else calibrate(study.privacy.epsilon, delta, 1.0, study.evaluations),
+        noise_multiplier=noise,
         sampling_rate=1.0,
         steps=1,
         uses=study.evaluations,
         spares=study.spare_evaluations,
-        epsilon=0.0 if exact else study.privacy.epsilon,
+        epsilon=cost,
         delta=delta,
     )
 

@@ -43,8 +43,11 @@ def draw_lot(
 
 
 def poisson_lot(stream: RandomStream, n_patients: int, rate: float) -> torch.Tensor:
-    """Include each patient independently with probability `rate`; int64 [p], ascending."""
-    return torch.nonzero(stream.uniform(n_patients) < rate).flatten()
+    """Include each patient independently with probability `rate`; int64 [p], ascending.
+
+    The probability is the rate cut to a multiple of 2^-53: never above what is accounted for.
+    """
+    return torch.nonzero(stream.uniform(n_patients) + 2.0**-53 <= rate).flatten()
 
 
 def choose_images(

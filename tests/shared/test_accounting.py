@@ -15,12 +15,14 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from shared.accounting import (
+    LEAST_NOISE,
     Mechanism,
     before_training,
     calibrate,
     default_delta,
     epsilon,
     rdp_epsilon,
+    stated_epsilon,
 )
 from shared.errors import StudyError
 from shared.study import Study
@@ -168,6 +170,28 @@ def test_noise_calibrated_beside_another_release_keeps_the_budget_of_both(
     assert epsilon([replace(own, noise_multiplier=0.995 * noise), beside], 1e-5) > budget
     assert 0.985 * budget < pld_epsilon(1e-5, own, beside) < 1.001 * budget
     assert noise > calibrate(budget, 1e-5, rate, steps)
+
+
+@pytest.mark.parametrize(
+    ("budget", "rate", "steps"), [(50, 1.0, 1), (8, 1e-4, 1), (50, 1e-4, 1), (20, 0.01, 100)]
+)
+def test_noise_is_never_below_its_least_and_the_smaller_epsilon_is_stated(
+    budget: float, rate: float, steps: int
+) -> None:
+    noise = calibrate(budget, 1e-5, rate, steps)
+    assert noise == LEAST_NOISE == 0.5
+    whole = Mechanism(noise, rate, steps)
+    stated = stated_epsilon(budget, 1e-5, whole)
+    assert stated == epsilon([whole], 1e-5) < budget
+    beside = Mechanism(10.0, 1.0, 2)
+    both = stated_epsilon(budget, 1e-5, whole, [beside])
+    assert stated < both == epsilon([whole, beside], 1e-5)
+
+
+def test_calibrated_noise_above_its_least_is_said_to_cost_the_budget() -> None:
+    noise = calibrate(3.0, 1e-5, 0.1, 55)
+    assert noise > LEAST_NOISE
+    assert stated_epsilon(3.0, 1e-5, Mechanism(noise, 0.1, 55)) == 3.0
 
 
 def test_a_budget_that_the_other_release_uses_up_is_refused() -> None:

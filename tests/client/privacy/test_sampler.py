@@ -1,5 +1,7 @@
 """Lots are Poisson samples of patients with at most K of their images."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +83,18 @@ def test_every_pair_of_a_patients_images_is_as_likely() -> None:
         seen[pair] = seen.get(pair, 0) + 1
     assert sorted(seen) == [(2, 3), (2, 4), (2, 5), (3, 4), (3, 5), (4, 5)]
     assert stats.chisquare(list(seen.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.1, 0.15, 1 / 3, 0.5, 1.0])
+def test_nobody_is_sampled_with_more_than_the_rate(rate: float) -> None:
+    exact = Fraction(rate) * 2**53  # of 2^53 equally likely numbers
+    around = [w for w in range(int(exact) - 2, int(exact) + 3) if 0 <= w < 2**53]
+
+    class Words(SeededStream):
+        def read(self, size: int) -> bytes:
+            return b"".join((w << 11).to_bytes(8, "little") for w in around)
+
+    chosen = poisson_lot(Words(0), len(around), rate)
+    # All numbers up to the largest chosen one are: as many of them as the rate allows.
+    assert around[int(chosen[-1])] + 1 == int(exact)
+    assert len(chosen) == sum(w < int(exact) for w in around)
