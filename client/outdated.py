@@ -57,6 +57,17 @@ def read_outdated(path: Path) -> Outdated | None:
     Args:
         path: An offer or an approval, named by its digest.
     """
+    found = parse_outdated(path, path.parent.name)
+    return found if found and found.digest == path.stem else None
+
+
+def parse_outdated(path: Path, state: str) -> Outdated | None:
+    """Return the plan in a file, such as a run's `study.json`, if it is of an earlier format.
+
+    Args:
+        path: Holds a plan as JSON, or an approval of one.
+        state: What was decided on it.
+    """
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -65,6 +76,4 @@ def read_outdated(path: Path) -> Outdated | None:
     if not isinstance(plan, dict) or plan.get("format") not in EARLIER:
         return None
     text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    if hashlib.sha256(text.encode()).hexdigest() != path.stem:
-        return None
-    return Outdated(path.stem, path.parent.name, plan)
+    return Outdated(hashlib.sha256(text.encode()).hexdigest(), state, plan)

@@ -323,7 +323,10 @@ def federation(wishes: Wishes) -> Choice:
 def cohort(wishes: Wishes) -> Choice:
     """Choose the part of the patients that is kept for evaluation."""
     train = training_patients(wishes)
-    reason = f"The smallest site trains on about {train:,} patients and is evaluated on the others."
+    reason = (
+        f"The smallest site trains on about {train:,} patients and is evaluated on the others. "
+        "Possible are 0.05, 0.1, 0.15, 0.2 and 0.3."
+    )
     if train < 20:
         reason += " Its own policy must allow so few: policy.min_patients is 20 by default."
     return Choice("data", {"held_out": HELD_OUT}, reason)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.numpy import save
 
 from server.files import write_atomically
 from shared.errors import CoordinatorError
 from shared.protocol import Statistics
-from shared.study import Study
+from shared.study import Study, check_format
 from shared.transport import Weights
 
 
@@ -91,11 +92,14 @@ def read_card(folder: Path) -> ModelCard:
 
     Raises:
         CoordinatorError: There is none, or it is not a card.
+        StudyError: Its study is of another format.
     """
     path = folder / "model-card.json"
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        values = json.loads(path.read_bytes())
+        check_format(values["study"], str(path))
+        return ModelCard.model_validate(values)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise CoordinatorError(
             "there is no readable model card", str(path), "Let the run finish first"
         ) from None

@@ -203,10 +203,11 @@ def _input(study: Study) -> tuple[str, str]:
         )
     image = study.input
     colour = "grey" if image.channels == 1 else "colour"
-    kinds = [f"of the kinds {', '.join(image.modalities)}" if image.modalities else "of any kind"]
+    origin = f"of {' and '.join(image.modalities)}" if image.modalities else "of any modality"
     return (
         "Images",
-        f"DICOM images {kinds[0]}, brought to {image.size} by {image.size} pixels in {colour}.",
+        f"plain DICOM images {origin}, brought to {image.size} by {image.size} pixels in {colour}. "
+        "Nothing computed from images, such as segmentations or dose, is read.",
     )
 
 
@@ -225,10 +226,23 @@ def _course(study: Study) -> list[tuple[str, str]]:
         (
             "Data",
             f"About {100 * study.data.held_out:.3g} % of each hospital's patients are held out: "
-            "the model is evaluated on them and never trained on them. Whether a hospital has "
-            "patients enough to take part, its own policy says.",
+            f"the model is evaluated on them and never trained on them. {_split(study)} A label "
+            "belongs to a patient, and a patient whose labels differ is set aside. Whether a "
+            "hospital has patients enough to take part, its own policy says.",
         ),
     ]
+
+
+def _split(study: Study) -> str:
+    if key := study.data.split_key:
+        return (
+            f"Which ones follows from a key the hospitals share by hand (fingerprint {key}), so "
+            "that a patient of two hospitals is on the same side in both."
+        )
+    return (
+        "Which ones follows from a secret key of each hospital, so that a patient of two hospitals "
+        "may be trained on in one and held out in the other."
+    )
 
 
 def _traffic(study: Study) -> list[tuple[str, str]]:

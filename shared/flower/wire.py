@@ -123,7 +123,8 @@ def _plain_error(message: Message) -> str:
     from flwr.common.constant import ErrorCode
 
     known = {
-        ErrorCode.INVALID_FAB: "the node refused the bundle: it is not of the node's own release",
+        ErrorCode.INVALID_FAB: "the site runs another release: its node refused this server's "
+        "bundle; compare what `consilium version` prints at both ends",
         ErrorCode.MESSAGE_UNAVAILABLE: "the message expired before the node answered",
         ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "the node's reply was lost",
         ErrorCode.NODE_UNAVAILABLE: "the node is offline",

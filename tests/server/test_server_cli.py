@@ -16,6 +16,7 @@ from shared.errors import ConsiliumError, CoordinatorError, StudyError
 from shared.explain import explain_study, site_noise
 from shared.study import Study, load_study
 
+DATA = Path(__file__).parent.parent / "data"
 STUDY = """
 name = "lungs"
 [task]
@@ -63,6 +64,21 @@ def test_check_explains_the_study_and_its_noise(study: Path) -> None:
         assert cells[0] == f"{patients:,}"
         assert float(cells[2]) == pytest.approx(noise.noise_multiplier, abs=5e-4)
         assert cells[-1] == noise.verdict
+
+
+def test_what_the_first_release_left_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text("format = 1" + STUDY + "[data]\nmin_patients = 5\n")
+    (of_then, *_) = sorted((DATA / "homes-of-format-1/open-round/studies/offered").iterdir())
+    home, run = tmp_path / "home", tmp_path / "home" / "runs" / "of-then"
+    run.mkdir(parents=True)
+    (run / "study.json").write_text(of_then.read_text())
+    (run / "model-card.json").write_text(f'{{"format": 1, "study": {of_then.read_text()}}}')
+    for words in (("check", file), ("watch", "--home", home, "of-then"), ("report", run)):
+        error = refused(*words)
+        assert isinstance(error, StudyError)
+        assert "format 1" in str(error)
+        assert "anew" in str(error)
 
 
 def test_check_shows_four_sizes_of_site_unless_told_otherwise(study: Path) -> None:

@@ -148,6 +148,19 @@ def test_it_says_what_is_planned() -> None:
         assert words in text_of(study, "How it is done")
 
 
+def test_it_says_who_splits_the_patients_and_what_a_label_belongs_to() -> None:
+    assert "a secret key of each hospital" in text_of(make_study(), "Data")
+    assert "whose labels differ is set aside" in text_of(make_study(), "Data")
+    shared = text_of(make_study(data={"split_key": "00112233aabbccdd"}), "Data")
+    assert "share by hand (fingerprint 00112233aabbccdd)" in shared
+
+
+def test_it_says_which_images_are_read() -> None:
+    assert text_of(make_study(), "Images").startswith("plain DICOM images of any modality")
+    some = make_study(input={"size": 28, "modalities": ["CR", "DX"]})
+    assert "plain DICOM images of CR and DX, brought to 28" in text_of(some, "Images")
+
+
 def test_without_privacy_it_warns_and_promises_nothing() -> None:
     study = make_study(privacy={"enabled": False, "epsilon": 9.0})
     lines = explain_study(study)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -32,7 +33,18 @@ CONSILIUM = str(Path(sys.executable).with_name("consilium"))
 def foreign_bundle() -> bytes:
     """Return a bundle like this release's but with a line of its own."""
     with zipfile.ZipFile(io.BytesIO(bundle())) as archive:
-        project = archive.read("pyproject.toml") + b'\n[tool.other]\nx = "y"\n'
+        return packed(archive.read("pyproject.toml") + b'\n[tool.other]\nx = "y"\n')
+
+
+def bundle_of_release(release: str) -> bytes:
+    """Return the bundle of another release: the same text but for the version."""
+    version = b'version = "%s"' % release.encode()
+    with zipfile.ZipFile(io.BytesIO(bundle())) as archive:
+        project = re.sub(rb'version = "[^"]*"', version, archive.read("pyproject.toml"), count=1)
+    return packed(project)
+
+
+def packed(project: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("pyproject.toml", project)
@@ -61,11 +73,15 @@ def test_foreign_bundle_is_refused_and_the_node_lives_on(federation: Federation)
     site = federation.add_site()
     study = small_study(federation={"start_deadline": 20})
     federation.approve(study)
-    federation.home.create_run("foreign", study)
-    control(federation.home).start_run("foreign", foreign_bundle())
-    event = federation.wait_for_event("foreign", "site-failed")
-    assert "bundle" in event["error"]
-    assert [e for e in audit(site.home) if e.get("code") == "bundle-refused"]
+    bundles = {"foreign": foreign_bundle(), "newer": bundle_of_release("9.9.9")}
+    for number, (name, content) in enumerate(bundles.items(), start=1):
+        federation.home.create_run(name, study)
+        control(federation.home).start_run(name, content)
+        event = federation.wait_for_event(name, "site-failed")
+        assert event["site"] == site.config.name
+        assert "the site runs another release" in event["error"]
+        refused = [e for e in audit(site.home) if e.get("code") == "bundle-refused"]
+        assert len(refused) == number
     assert not list((site.home / "flower").rglob("pyproject.toml")), "it was unpacked"
 
     federation.home.create_run("own", study)
