@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from client.data.frames import Frame
+from client.data.header import frame_module, number, numbers
+from client.data.lookup import sequence_table
 from client.data.reasons import Reason, Unusable
 from shared.study import Input
 
+Values = npt.NDArray[np.float64]
 Grey = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
 AIR_HU = -1024.0  # CT scanners write nothing real below; outside their circle they write padding
 
+PADDING = {
+    "i": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "f4": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "f8": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+"""What declares padding, by the type of the pixels (PS3.3 C.7.5.1.1.2, C.7.6.24, C.7.6.25)."""
 
-def grey_levels(stored: npt.NDArray[np.generic], dataset: Dataset, frame: int, spec: Input) -> Grey:
+
+def grey_levels(frame: Frame, dataset: Dataset, index: int, spec: Input) -> Grey:
     """Return one monochrome frame as it is meant to be seen: 0 is black, 1 is white.
 
     The order is that of DICOM PS3.3 C.11: modality transform, then window or VOI LUT, then
-    inversion of MONOCHROME1. Padding is black and has no part in the full range.
+    inversion of MONOCHROME1. All is computed in double precision, since values may be large and
+    a window narrow. Padding is black and has no part in the full range, and so is what is no
+    number.
 
     Args:
-        stored: [rows, columns], values as stored in the file.
+        frame: The frame as stored.
         dataset: The image's header.
-        frame: Index of the frame, from 0, for headers that differ by frame.
+        index: Of the frame, from 0, for headers that differ by frame.
         spec: The study's input; `window` chooses the display transform.
 
     Returns:
@@ -35,28 +49,37 @@ def grey_levels(stored: npt.NDArray[np.generic], dataset: Dataset, frame: int, s
     Raises:
         Unusable: The header has numbers that make no sense, or there is only padding.
     """
-    padding = padding_mask(stored, dataset)
-    values = modality_values(stored, dataset, frame)
-    grey = _displayed(values, padding, dataset, frame, spec.window)
-    if dataset.PhotometricInterpretation == "MONOCHROME1":
-        grey = 1 - grey
+    padding = padding_mask(frame, dataset)
+    values = modality_values(frame.values, dataset, index)
+    valid = np.isfinite(values)
     if padding is not None:
-        grey[padding] = 0
-    return grey
+        valid &= ~padding
+    if not valid.any():
+        raise Unusable(Reason.BLANK_IMAGE)
+    if not valid.all():
+        values[~valid] = values[valid].min()
+    grey = _displayed(values, dataset, index, spec.window)
+    if frame.colour == "MONOCHROME1":
+        grey = 1 - grey
+    grey[~valid] = 0
+    return grey.astype(np.float32)
 
 
-def modality_values(stored: npt.NDArray[np.generic], dataset: Dataset, frame: int) -> Grey:
-    """Apply the modality LUT or rescale slope and intercept (PS3.3 C.11.1).
+def modality_values(stored: npt.NDArray[Any], dataset: Dataset, index: int) -> Values:
+    """Apply the modality LUT, rescale slope and intercept, or dose scaling (PS3.3 C.11.1).
 
     CT values below -1024 HU are raised to it: they are padding, not tissue.
+
+    Returns:
+        float64, of the shape of `stored`.
     """
-    module = frame_module(dataset, frame, "PixelValueTransformationSequence")
-    if module.get("ModalityLUTSequence"):
-        return looked_up(stored.astype(np.float32), module.ModalityLUTSequence[0], dataset)
-    slope = number(module, "RescaleSlope", 1.0)
+    module = frame_module(dataset, index, "PixelValueTransformationSequence")
+    if table := sequence_table(module, "ModalityLUTSequence", dataset):
+        return table.at(stored, negative=stored.dtype.kind != "u").astype(np.float64)
+    slope = number(module, "RescaleSlope", number(dataset, "DoseGridScaling", 1.0))
     if slope == 0:
-        raise Unusable(Reason.DAMAGED)
-    values = stored.astype(np.float32)
+        raise Unusable(Reason.BAD_NUMBER)
+    values = stored.astype(np.float64)
     values *= slope
     values += number(module, "RescaleIntercept", 0.0)
     if dataset.get("Modality") == "CT" and module.get("RescaleType", "HU") in ("HU", "", None):
@@ -64,105 +87,84 @@ def modality_values(stored: npt.NDArray[np.generic], dataset: Dataset, frame: in
     return values
 
 
-def padding_mask(stored: npt.NDArray[np.generic], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
-    """Return which pixels are padding (PS3.3 C.7.5.1.1.2), or None where none is declared."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None or stored.dtype.kind not in "iu":
+def padding_mask(frame: Frame, dataset: Dataset) -> Mask | None:
+    """Return which pixels are padding, or None where none is declared.
+
+    Files write the padding value with or without a sign, in the bits of a stored value or, where
+    it does not fit into these, in all bits of the word.
+    """
+    ends = _padding_ends(frame.values.dtype, dataset)
+    if not ends:
         return None
-    limit = dataset.get("PixelPaddingRangeLimit")
-    pair = (int(value), int(value if limit is None else limit))
-    # The cast keeps the low bits, since files write -2000 as 63536 and the other way round.
-    ends = np.array(pair, dtype=np.int64).astype(stored.dtype)
-    mask: npt.NDArray[np.bool_] = np.logical_and(stored >= ends.min(), stored <= ends.max())
-    return mask
+    values = frame.values
+    if values.dtype.kind in "iu":
+        bits = frame.bits
+        if not all(-(2 ** (bits - 1)) <= end < 2**bits for end in ends):
+            values, bits = frame.words, 8 * frame.words.itemsize
+        ends = [_reduced(int(end), bits, values.dtype.kind) for end in ends]
+    return np.logical_and(values >= min(ends), values <= max(ends))
 
 
-def windowed(values: Grey, center: float, width: float, function: Function = "LINEAR") -> Grey:
-    """Apply a window (PS3.3 C.11.2.1.2 and C.11.2.1.3), giving values in [0, 1]."""
-    if function == "SIGMOID":
-        exponent = np.clip(-4 * (values - center) / width, -80, 80)
-        return np.asarray(1 / (1 + np.exp(exponent)), dtype=np.float32)
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    if width <= 0:
-        return (values > center).astype(np.float32)
-    return _unit(np.asarray((values - center) / width + 0.5))
+def windowed(values: Values, center: float, width: float, function: Function = "LINEAR") -> Values:
+    """Apply a window (PS3.3 C.11.2.1.2 and C.11.2.1.3), giving values in [0, 1].
 
-
-def looked_up(values: Grey, item: Dataset, dataset: Dataset) -> Grey:
-    """Look whole values up in a modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1).
-
-    Values before the table's first take its first entry, those behind its last the last.
+    The linear function is for widths of 1 and more. Below, which devices write for values that
+    are no whole numbers, the exact one is meant.
 
     Args:
-        values: What to look up.
-        item: The LUT sequence's item.
-        dataset: The whole header, which knows the byte order.
+        values: float64, of any shape; overwritten.
+        center: Middle of the window.
+        width: Of the window, above 0.
+        function: How values go to grey levels.
     """
-    entries, first, _ = (int(part) for part in item.LUTDescriptor)
-    entries = entries or 2**16
-    table = item.LUTData
-    if isinstance(table, bytes):
-        width = "u1" if len(table) == entries else "<u2" if dataset.original_encoding[1] else ">u2"
-        table = np.frombuffer(table, dtype=width)
-    position = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.intp)
-    shown: Grey = np.asarray(table, dtype=np.float32)[position]
-    return shown
+    if function == "SIGMOID":
+        exponent = np.clip(-4 * (values - center) / width, -80, 80)
+        return np.asarray(1 / (1 + np.exp(exponent)))
+    if function == "LINEAR" and width >= 1:
+        center, width = center - 0.5, width - 1
+    if width <= 0:
+        return (values > center).astype(np.float64)
+    values -= center
+    values /= width
+    values += 0.5
+    return np.clip(values, 0, 1, out=values)
 
 
-def frame_module(dataset: Dataset, frame: int, keyword: str) -> Dataset:
-    """Return a frame's own functional group, else the shared one, else the dataset itself.
-
-    Enhanced multi-frame images (PS3.3 C.7.6.16) keep per frame what others keep at the top.
-    """
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for group in (*per_frame[frame : frame + 1], *shared[:1]):
-        if items := group.get(keyword):
-            item: Dataset = items[0]
-            return item
-    return dataset
-
-
-def number(dataset: Dataset, keyword: str, default: float) -> float:
-    """Return a numeric element (the first, of several), or the default if absent or empty."""
-    values = numbers(dataset, keyword)
-    return values[0] if values else default
-
-
-def numbers(dataset: Dataset, keyword: str) -> list[float]:
-    """Return all values of a numeric element, empty if it is absent.
-
-    Raises:
-        Unusable: One of them is not a finite number.
-    """
-    value = dataset.get(keyword)
-    if value is None or value == "":
+def _padding_ends(kind: np.dtype[Any], dataset: Dataset) -> list[float]:
+    """Return the padding value and the other end of its range, as far as there are any."""
+    names = PADDING.get(kind.str[1:]) or PADDING["i"]
+    found = [dataset.get(name) for name in names]
+    if found[0] is None:
         return []
-    items = [value] if isinstance(value, (str, int, float)) else list(value)
-    found = [float(item) for item in items]
-    if not np.isfinite(found).all():
-        raise Unusable(Reason.DAMAGED)
-    return found
+    ends = [float(end) for end in found if isinstance(end, int | float)]
+    return [end for end in ends if np.isfinite(end)]
+
+
+def _reduced(value: int, bits: int, kind: str) -> int:
+    """Return what so many low bits of a value stand for, with or without a sign."""
+    span = 1 << bits
+    low = value % span
+    return low - span if kind == "i" and low >= span // 2 else low
 
 
 def _displayed(
-    values: Grey,
-    padding: npt.NDArray[np.bool_] | None,
+    values: Values,
     dataset: Dataset,
-    frame: int,
+    index: int,
     window: Literal["file", "full"] | tuple[float, float],
-) -> Grey:
+) -> Values:
     """Apply the study's window; a file without a usable one of its own shows its full range."""
     if isinstance(window, tuple):
         return windowed(values, *window)
-    module = frame_module(dataset, frame, "FrameVOILUTSequence")
-    if window == "file" and module.get("VOILUTSequence"):
-        lut = module.VOILUTSequence[0]
-        return _unit(looked_up(values, lut, dataset) / (2 ** int(lut.LUTDescriptor[2]) - 1))
+    module = frame_module(dataset, index, "FrameVOILUTSequence")
+    if window == "file" and (table := sequence_table(module, "VOILUTSequence", dataset)):
+        shown = table.at(values, negative=bool(values.min() < 0)).astype(np.float64)
+        shown -= table.black
+        shown /= table.white - table.black
+        return np.clip(shown, 0, 1, out=shown)
     if window == "file" and (own := _file_window(module)):
         return windowed(values, *own)
-    return _full_range(values, padding)
+    return _full_range(values)
 
 
 def _file_window(module: Dataset) -> tuple[float, float, Function] | None:
@@ -171,21 +173,15 @@ def _file_window(module: Dataset) -> tuple[float, float, Function] | None:
     function: Function = module.get("VOILUTFunction") or "LINEAR"
     if function not in get_args(Function):
         raise Unusable(Reason.DAMAGED)
-    smallest = 1 if function == "LINEAR" else float(np.finfo(np.float32).tiny)
-    if not centers or not widths or widths[0] < smallest:
+    if not centers or not widths or widths[0] < np.finfo(np.float32).tiny:
         return None
     return centers[0], widths[0], function
 
 
-def _full_range(values: Grey, padding: npt.NDArray[np.bool_] | None) -> Grey:
-    valid = values if padding is None else values[~padding]
-    if not valid.size:
-        raise Unusable(Reason.BLANK_IMAGE)
-    low, high = float(valid.min()), float(valid.max())
+def _full_range(values: Values) -> Values:
+    low, high = float(values.min()), float(values.max())
     if not low < high:
         raise Unusable(Reason.BLANK_IMAGE)
-    return _unit((values - low) / (high - low))
-
-
-def _unit(values: Grey) -> Grey:
-    return np.clip(values, np.float32(0), np.float32(1))
+    values -= low
+    values /= high - low
+    return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,14 +85,30 @@ def open_regular(path: str) -> int:
 
 
 def looks_like_dicom(path: str) -> bool:
-    """Whether a file has the DICOM preamble (PS3.10 7.1) and is not a medium's directory."""
+    """Whether a file begins like DICOM and is not a medium's directory."""
     if os.path.basename(path) == "DICOMDIR":
         return False
     try:
         with open(open_regular(path), "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return begins_like_dicom(file.read(132))
     except OSError:
         return False
+
+
+def begins_like_dicom(content: bytes) -> bool:
+    """Whether a file of these first bytes has the DICOM preamble (PS3.10 7.1), or none at all.
+
+    Old archives write files without it: then the first element is of group 2 or 8, and short.
+    """
+    if content[128:132] == b"DICM":
+        return True
+    if len(content) < 8:
+        return False
+    for order in "<>":
+        group, element, length = struct.unpack_from(f"{order}HHI", content)
+        if (group == 2 and element <= 0x0102) or (group == 8 and element <= 0x0018):
+            return length < 2**10 or content[4:6].isupper()  # a length, or the type's two letters
+    return False
 
 
 def content_digest(path: str) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,11 +23,32 @@ from shared.errors import SiteError
 from shared.study import Input
 from shared.subgroups import CELLS
 
-PIPELINE = 1
-"""Version of `client.data.pixels`; raise it when the same file would give another tensor there."""
+PIPELINE = (
+    "attributes",
+    "display",
+    "frames",
+    "geometry",
+    "header",
+    "lookup",
+    "pixels",
+    "reasons",
+    "resize",
+    "streams",
+)
+"""Modules beside this one that have a say in what a file decodes to: a change of any is another
+pipeline, and what the one before decoded is not taken from the cache."""
 
-DECODERS = ("pydicom", "python-gdcm", "pillow", "numpy", "pylibjpeg", "pylibjpeg-libjpeg")
-"""Packages that have a say in what a file decodes to."""
+DECODERS = (
+    "pydicom",
+    "python-gdcm",
+    "pillow",
+    "numpy",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "pyjpegls",
+)
+"""Packages that have a say in it too."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ def cache_key(
     """
     compute = config.compute
     facts = {
-        "pipeline": PIPELINE,
+        "pipeline": _pipeline(),
         "decoders": {name: _version(name) for name in DECODERS},
         "input": spec.model_dump(mode="json"),
         "groupings": [(name, CELLS[name]) for name in groupings],
@@ -144,6 +166,14 @@ def _stand_in(job: Job, config: SiteConfig) -> tuple[Reason | None, str]:
         return None, f"image/{content_digest(job.file.path)}"
     except OSError:
         return Reason.UNREADABLE_FILE, ""
+
+
+@cache
+def _pipeline() -> str:
+    """Return a digest of the pipeline's source."""
+    folder = Path(__file__).parent
+    source = b"".join((folder / f"{name}.py").read_bytes() for name in PIPELINE)
+    return hashlib.sha256(source).hexdigest()
 
 
 def _context(key: str) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.pixels.decoders.base import Decoder, get_decoder
-from pydicom.pixels.processing import apply_color_lut
-from pydicom.uid import JPEGExtended12Bit
+from pydicom.errors import BytesLengthException
 
 from client.data.attributes import ATTRIBUTES, image_cells
-from client.data.display import frame_module, grey_levels, numbers
+from client.data.display import grey_levels
+from client.data.folder import begins_like_dicom
+from client.data.frames import Frame, frame_count, read_frame
+from client.data.geometry import pixel_aspect
+from client.data.lookup import palette_colours
 from client.data.reasons import Reason, Unusable
 from client.data.resize import fit
 from shared.study import Input
@@ -44,9 +46,16 @@ TAGS: tuple[str, ...] = (
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
     "PixelAspectRatio",
     "PixelSpacing",
     "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "SequenceOfUltrasoundRegions",
+    "DoseGridScaling",
     "RescaleSlope",
     "RescaleIntercept",
     "RescaleType",
@@ -112,34 +121,62 @@ def decode(
     """
     try:
         also = [*["PatientID"] * want_patient, *chain(*(ATTRIBUTES[name] for name in groupings))]
-        dataset = dcmread(stream, specific_tags=[*TAGS, *also])
+        dataset = _read(stream, [*TAGS, *also])
         patient = str(dataset.get("PatientID") or "").strip()
         return _image(dataset, spec), patient, image_cells(dataset, groupings)
-    except InvalidDicomError:
-        raise Unusable(Reason.NOT_DICOM) from None
     except MemoryError:
         raise Unusable(Reason.TOO_LARGE) from None
     except FAULTS:
         raise Unusable(Reason.DAMAGED) from None
 
 
+class _ToTheEnd:
+    """A file that never reads beyond its end, whatever length a damaged header asks for.
+
+    Python would set aside as much memory as it is asked for, before it finds the file shorter.
+
+    Args:
+        stream: The file, at its start.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        self.tell, self.seek, self.close = stream.tell, stream.seek, stream.close
+
+    def read(self, count: int = -1) -> bytes:
+        """Read so many bytes, or what is left."""
+        if count < 0 or count > self._size:
+            count = max(0, self._size - self._stream.tell())
+        return self._stream.read(count)
+
+
+def _read(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
+    """Read the header and the pixels still encoded; old archives leave out the preamble."""
+    try:
+        if not begins_like_dicom(stream.read(132)):
+            raise Unusable(Reason.NOT_DICOM)
+        return dcmread(cast(BinaryIO, _ToTheEnd(stream)), specific_tags=list(tags), force=True)
+    except OSError as error:  # of the disk, or of pydicom where a sequence has no end
+        raise Unusable(Reason.UNREADABLE_FILE if error.errno else Reason.LOST_PIXELS) from None
+
+
 def _image(dataset: Dataset, spec: Input) -> Planes:
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise Unusable(Reason.NO_PIXELS)
+        raise Unusable(Reason.LOST_PIXELS if "Rows" in dataset else Reason.NO_PIXELS)
     if spec.modalities and dataset.get("Modality") not in spec.modalities:
         raise Unusable(Reason.WRONG_MODALITY)
-    frame = _frame_index(dataset, spec)
-    planes = _planes(dataset, frame, spec)
+    index = _frame_index(dataset, spec)
+    planes = _planes(read_frame(dataset, index), dataset, index, spec)
     if planes.min() == planes.max():
         raise Unusable(Reason.BLANK_IMAGE)
-    if not np.isfinite(planes).all():
-        raise Unusable(Reason.DAMAGED)
-    image = fit(_with_channels(planes, spec.channels), spec.size, _pixel_aspect(dataset, frame))
+    image = fit(_with_channels(planes, spec.channels), spec.size, pixel_aspect(dataset, index))
     return np.clip(image * 2 - 1, np.float32(-1), np.float32(1))
 
 
 def _frame_index(dataset: Dataset, spec: Input) -> int:
-    frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    frames = frame_count(dataset)
     if spec.frame == "middle":
         return frames // 2
     if spec.frame > frames:
@@ -147,39 +184,17 @@ def _frame_index(dataset: Dataset, spec: Input) -> int:
     return spec.frame - 1
 
 
-def _planes(dataset: Dataset, frame: int, spec: Input) -> Planes:
+def _planes(frame: Frame, dataset: Dataset, index: int, spec: Input) -> Planes:
     """Return one frame as float32 [1 or 3, rows, columns] in [0, 1]."""
-    stored, properties = _decoder(dataset).as_array(dataset, index=frame)
-    colour = properties["photometric_interpretation"]
-    if colour in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
-        return grey_levels(stored, dataset, frame, spec)[None]
-    if colour == "PALETTE COLOR" and stored.ndim == 2:
-        stored = apply_color_lut(stored, dataset)[..., :3]
-        return _scaled_colour(stored, 8 * stored.dtype.itemsize)
-    if colour == "RGB" and stored.ndim == 3 and stored.dtype.kind == "u":
-        return _scaled_colour(stored, int(dataset.BitsStored))
+    stored = frame.values
+    if frame.colour.startswith("MONOCHROME") and stored.ndim == 2:
+        return grey_levels(frame, dataset, index, spec)[None]
+    if frame.colour == "PALETTE COLOR" and stored.ndim == 2 and stored.dtype.kind in "iu":
+        return palette_colours(stored, dataset)
+    if frame.colour == "RGB" and stored.ndim == 3 and stored.dtype.kind == "u":
+        planes: Planes = np.moveaxis(stored, -1, 0).astype(np.float32) / (2**frame.bits - 1)
+        return np.clip(planes, np.float32(0), np.float32(1))
     raise Unusable(Reason.UNSUPPORTED_COLOUR)
-
-
-def _decoder(dataset: Dataset) -> Decoder:
-    """Return the decoder of the file's transfer syntax, if one is installed."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise Unusable(Reason.UNSUPPORTED_SYNTAX) from None
-    if not decoder.is_available:
-        raise Unusable(Reason.UNSUPPORTED_SYNTAX)
-    # GDCM and Pillow read this syntax up to 8 bits only.
-    twelve_bits = syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8
-    if twelve_bits and "pylibjpeg" not in decoder.available_plugins:
-        raise Unusable(Reason.UNSUPPORTED_SYNTAX)
-    return decoder
-
-
-def _scaled_colour(stored: npt.NDArray[Any], bits: int) -> Planes:
-    planes: Planes = np.moveaxis(stored, -1, 0).astype(np.float32) / (2**bits - 1)
-    return np.clip(planes, np.float32(0), np.float32(1))
 
 
 def _with_channels(planes: Planes, channels: int) -> Planes:
@@ -189,17 +204,3 @@ def _with_channels(planes: Planes, channels: int) -> Planes:
         return np.repeat(planes, 3, axis=0)
     grey: Planes = np.tensordot(LUMINANCE, planes, axes=1)[None]
     return grey
-
-
-def _pixel_aspect(dataset: Dataset, frame: int) -> float:
-    """Return a pixel's height divided by its width, 1 where the file does not say so sanely."""
-    measures = frame_module(dataset, frame, "PixelMeasuresSequence")
-    for source, keyword in (
-        (dataset, "PixelAspectRatio"),
-        (measures, "PixelSpacing"),
-        (dataset, "ImagerPixelSpacing"),
-    ):
-        pair = numbers(source, keyword)
-        if len(pair) == 2 and min(pair) > 0 and 0.1 <= pair[0] / pair[1] <= 10:
-            return pair[0] / pair[1]
-    return 1.0

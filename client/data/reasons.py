@@ -13,8 +13,12 @@ class Reason(StrEnum):
     UNREADABLE_FILE = "unreadable-file"
     NOT_DICOM = "not-dicom"
     NO_PIXELS = "no-pixels"
+    LOST_PIXELS = "lost-pixels"
     DAMAGED = "damaged"
+    CONTRADICTORY = "contradictory"
+    BAD_NUMBER = "bad-number"
     UNSUPPORTED_SYNTAX = "unsupported-syntax"
+    CODEC_MISSING = "codec-missing"
     UNSUPPORTED_COLOUR = "unsupported-colour"
     WRONG_MODALITY = "wrong-modality"
     NO_SUCH_FRAME = "no-such-frame"
@@ -39,12 +43,24 @@ EXPLANATIONS: dict[Reason, str] = {
     "copy the file into the folder",
     Reason.UNREADABLE_FILE: "the file cannot be opened; check its access rights",
     Reason.NOT_DICOM: "not a DICOM file, or an empty one; export it again",
-    Reason.NO_PIXELS: "a DICOM file without an image (a report, a plan, or cut off); "
-    "export the image",
-    Reason.DAMAGED: "cut off or contradicting itself; export it again",
-    Reason.UNSUPPORTED_SYNTAX: "compressed in a way no installed decoder reads; export it "
-    "uncompressed or as JPEG 2000 lossless, or install a pylibjpeg plug-in",
-    Reason.UNSUPPORTED_COLOUR: "a colour model that is not supported; export it as RGB or grey",
+    Reason.NO_PIXELS: "a DICOM file that was never an image, such as a report or a plan; "
+    "remove its row",
+    Reason.LOST_PIXELS: "the header of an image, and no pixels behind it: cut off, or an element "
+    "before them swallows the rest; export it again",
+    Reason.DAMAGED: "cut off, or the decoder found pieces of the picture missing or spoilt; "
+    "export it again from the archive",
+    Reason.CONTRADICTORY: "the pixels are not of the size, number of frames, colours or bits that "
+    "the header says; have the archive write it again uncompressed, or ask the maker of the device",
+    Reason.BAD_NUMBER: "a number in the header (rescale, window, number of frames) is none, or "
+    "cannot be; a new export gives the same: ask the maker of the device, or remove its row",
+    Reason.UNSUPPORTED_SYNTAX: "compressed in a way that no decoder under a permissive licence "
+    "reads (JPEG of 12 bits or below 8, arithmetic coding, video); have the archive write it "
+    "uncompressed or as JPEG 2000 lossless",
+    Reason.CODEC_MISSING: "the decoder of its compression is not installed here; install "
+    "python-gdcm for JPEG, pyjpegls for JPEG-LS, pylibjpeg and pylibjpeg-openjpeg for JPEG 2000, "
+    "pylibjpeg and pylibjpeg-rle for RLE",
+    Reason.UNSUPPORTED_COLOUR: "a colour model that is not read (such as ARGB, CMYK, HSV, "
+    "YBR_PARTIAL, or YBR of more than 8 bits); have the archive write it as RGB or grey",
     Reason.WRONG_MODALITY: "of a modality the study does not take; remove its row",
     Reason.NO_SUCH_FRAME: "has fewer frames than the study asks for; remove its row",
     Reason.BLANK_IMAGE: "every pixel shows the same grey, by its values or by its window; "

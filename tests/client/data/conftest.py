@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from dicom_kit import build_dicom
 
 from client.site import Compute, DataSource, Policy, Server, Site, SiteConfig
 from shared.study import Input, Study, Task
-
-DX = "1.2.840.10008.5.1.4.1.1.1.1"
-
-
-def build_dicom(pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, **tags: Any) -> bytes:
-    """Return a DICOM file of [rows, columns] or [rows, columns, 3] or [frames, ...] pixels."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DX
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3"
-    dataset.Modality = "DX"
-    frames = tags.pop("frames", None)
-    rows, columns = pixels.shape[1:3] if frames else pixels.shape[:2]
-    dataset.Rows, dataset.Columns = rows, columns
-    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    colour = pixels.ndim == (4 if frames else 3)
-    dataset.SamplesPerPixel = 3 if colour else 1
-    dataset.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
-    if colour:
-        dataset.PlanarConfiguration = 0
-    if frames:
-        dataset.NumberOfFrames = frames
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
-    stream = io.BytesIO()
-    dataset.save_as(stream, enforce_file_format=True)
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -205,20 +207,6 @@ def test_the_named_frame_or_the_middle_one_is_taken(dicom, ramp):
     assert reason(content, Input(size=28, frame=5)) == Reason.NO_SUCH_FRAME
 
 
-@pytest.mark.parametrize(
-    "tags",
-    [
-        {"PixelSpacing": [2.0, 1.0]},
-        {"PixelAspectRatio": [2, 1]},
-        {"ImagerPixelSpacing": ["0.4", "0.2"]},
-    ],
-)
-def test_pixels_that_are_not_square_are_made_so(dicom, tags):
-    pixels = np.arange(14 * 28, dtype=np.uint16).reshape(14, 28)
-    assert (image(dicom(pixels))[0, :7] == -1).all()
-    assert image(dicom(pixels, **tags))[0, 1].min() > -1
-
-
 def test_no_tag_but_pixels_and_what_they_mean_has_any_effect(dicom, ramp):
     told = dicom(
         ramp,
@@ -243,11 +231,52 @@ def test_hopeless_files_have_their_reasons(dicom, ramp):
     assert reason(dicom(np.full((28, 28), 5, np.uint16))) == Reason.BLANK_IMAGE
     assert reason(dicom(ramp), Input(modalities=("CT",))) == Reason.WRONG_MODALITY
     assert reason(dicom(ramp, Rows=60000, Columns=60000)) == Reason.DAMAGED
-    assert reason(dicom(ramp, RescaleSlope="0", RescaleIntercept="0")) == Reason.DAMAGED
-    assert reason(dicom(ramp, PhotometricInterpretation="HSV")) in (
-        Reason.UNSUPPORTED_COLOUR,
-        Reason.DAMAGED,
-    )
+    assert reason(dicom(ramp, RescaleSlope="0", RescaleIntercept="0")) == Reason.BAD_NUMBER
+    assert reason(dicom(ramp, PhotometricInterpretation="HSV")) == Reason.UNSUPPORTED_COLOUR
+
+
+def test_a_file_without_preamble_is_dicom(dicom, ramp):
+    content = dicom(ramp)
+    assert np.array_equal(image(content[132:]), image(content))
+    for syntax, order in ((ImplicitVRLittleEndian, "<"), (ExplicitVRBigEndian, ">")):
+        dataset = dcmread(io.BytesIO(content))
+        dataset.PixelData = ramp.astype(f"{order}u2").tobytes()
+        bare = Dataset()
+        bare.update({element.tag: element for element in dataset})
+        stream = io.BytesIO()
+        dcmwrite(
+            stream,
+            bare,
+            implicit_vr=syntax == ImplicitVRLittleEndian,
+            little_endian=order == "<",
+        )
+        assert np.array_equal(image(stream.getvalue()), image(content)), syntax
+
+
+def test_an_image_whose_pixels_are_gone_is_told_from_a_report(dicom, ramp):
+    content = dicom(ramp)
+    at = content.index(b"\xe0\x7f\x10\x00")
+    assert reason(content[:at]) == Reason.LOST_PIXELS
+    private = b"\x29\x00\x10\x10SQ\0\0\xff\xff\xff\xff"  # opened before the pixels, never closed
+    assert reason(content[:at] + private + content[at:]) == Reason.LOST_PIXELS
+    assert reason(bundled("test-SR.dcm")) == Reason.NO_PIXELS
+
+
+@pytest.mark.parametrize("length", [2**31 - 2, 2**32 - 18])
+def test_a_false_length_is_damage_and_takes_no_memory(tmp_path, dicom, ramp, length):
+    content = dicom(ramp)
+    at = content.index(b"\xe0\x7f\x10\x00") + 8
+    cut = content[:at] + length.to_bytes(4, "little") + content[at + 4 : at + 400]
+    (tmp_path / "cut.dcm").write_bytes(cut)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
+    try:
+        with open(tmp_path / "cut.dcm", "rb") as file, pytest.raises(Unusable) as error:
+            decode(file, FULL)
+        assert error.value.reason == Reason.DAMAGED
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 MUTABLE = ("CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_rle_2frame.dcm", "ExplVR_BigEnd.dcm")
