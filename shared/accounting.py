@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from shared.errors import StudyError
+from shared.prv import (
+    AddedPatientLoss,
+    Floats,
+    RemovedPatientLoss,
+    Repeated,
+    ReplacedPatientLoss,
+    prv_epsilon,
+    quiet,
+)
 from shared.study import Study
-
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 LEAST_NOISE = 0.5
 """Least noise multiplier of a calibrated mechanism: below it a step hides hardly anything of those
@@ -88,6 +94,26 @@ def rdp_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     """
     _check_delta(delta)
     return _rdp_epsilon(_group(mechanisms), delta, _ORDERS)
+
+
+def replacement_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Return an upper bound on epsilon where neighbours replace a patient's data by other data.
+
+    A patient is in the same steps with either data, and contributes in full length and opposite
+    directions: a step is the pair of `shared.prv.ReplacedPatientLoss`, the one `dp-accounting`
+    follows for this relation. That no other pair is worse is not proved here, so the figure is
+    stated beside `epsilon` and decides nothing. For counts it is an upper bound: a patient
+    moves from one cell to another, by root 2 and not by 2.
+
+    Args:
+        mechanisms: As for `epsilon`.
+        delta: In (0, 1).
+
+    Raises:
+        StudyError: `delta` is out of range.
+    """
+    _check_delta(delta)
+    return _replacement_epsilon(_group(mechanisms), delta)
 
 
 def calibrate(
@@ -247,13 +273,18 @@ _ORDERS = (1.25, 1.5, 1.75, 2.25, 2.5, 2.75, 3.25, 3.5, 3.75, 4.5, 5.5, *_WHOLE_
 def _rdp_epsilon(
     mechanisms: tuple[Mechanism, ...], delta: float, orders: tuple[float, ...]
 ) -> float:
-    from opacus.accountants.analysis.rdp import get_privacy_spent
-
     if not mechanisms:
         return 0.0
-    spent = sum(m.steps * _renyi(m.noise_multiplier, m.sampling_rate, orders) for m in mechanisms)
-    with _quiet():
-        bound = float(get_privacy_spent(orders=list(orders), rdp=spent, delta=delta)[0])
+    parts = [m.steps * _renyi(m.noise_multiplier, m.sampling_rate, orders) for m in mechanisms]
+    return _converted(np.sum(parts, axis=0), delta, orders)
+
+
+def _converted(renyi: Floats, delta: float, orders: tuple[float, ...]) -> float:
+    """Return the epsilon that Renyi divergences bound, float64 [orders]."""
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
+    with quiet():
+        bound = float(get_privacy_spent(orders=list(orders), rdp=renyi, delta=delta)[0])
     return math.inf if math.isnan(bound) else max(0.0, bound)
 
 
@@ -262,7 +293,7 @@ def _renyi(noise: float, rate: float, orders: tuple[float, ...]) -> Floats:
     """Return the Renyi divergence of one step at each order, float64 [orders]."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    with _quiet():
+    with quiet():
         return np.array(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)))
 
 
@@ -277,70 +308,37 @@ def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float, bound: float) 
     Raises:
         RuntimeError: The accountant's own checks fail; so does ValueError.
     """
-    from opacus.accountants.analysis import prv
-
-    delta_error = delta / 1000
-    steps = [m.steps for m in mechanisms]
-    half = _half_width(mechanisms, delta_error)
-    fineness = math.sqrt(sum(steps) * math.log(12 / delta_error) / 2)
-    error = max(_ERROR * bound, 2 * half * fineness / _MOST_POINTS)
-    domain = prv.Domain.create_aligned(-half, half, error / fineness)
-    found = []
-    with _quiet():
-        for loss in (prv.PoissonSubsampledGaussianPRV, AddedPatientPRV):
-            whole = [loss(m.sampling_rate, m.noise_multiplier) for m in mechanisms]
-            cut = [prv.TruncatedPrivacyRandomVariable(p, domain.t_min, domain.t_max) for p in whole]
-            sum_ = prv.compose_heterogeneous([prv.discretize(p, domain) for p in cut], steps)
-            found.append(float(sum_.compute_epsilon(delta, delta_error, error)[2]))
-    if not all(map(math.isfinite, found)):
-        raise RuntimeError("the PRV accountant found no epsilon")
-    return max(0.0, *found)
-
-
-# Error in epsilon that the bound includes, relative; and the most points of the grid.
-_ERROR, _MOST_POINTS = 0.003, 2**19
-
-
-def _half_width(mechanisms: tuple[Mechanism, ...], delta_error: float) -> float:
-    """Return how far the privacy loss need be followed (Gopi et al. 2021, remark 5.6)."""
-    total = sum(m.steps for m in mechanisms)
-    reach = [_rdp_epsilon(mechanisms, delta_error / 4, _WHOLE_ORDERS)]
+    repeated = []
     for m in mechanisms:
-        once = Mechanism(m.noise_multiplier, m.sampling_rate, 1)
-        reach.append(_rdp_epsilon((once,), delta_error / (8 * total), _WHOLE_ORDERS))
-    return max(reach) + 3
+        renyi = _renyi(m.noise_multiplier, m.sampling_rate, _WHOLE_ORDERS)
+        repeated.append(Repeated(m.noise_multiplier, m.sampling_rate, m.steps, renyi))
+    return max(
+        prv_epsilon(repeated, _WHOLE_ORDERS, delta, bound, loss)
+        for loss in (RemovedPatientLoss, AddedPatientLoss)
+    )
 
 
-@dataclass(frozen=True)
-class AddedPatientPRV:
-    """Privacy loss of one step when the patient is in the other data set only.
+@lru_cache(maxsize=256)
+def _replacement_epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    """Return epsilon under replacement for mechanisms that `_group` has merged.
 
-    With P = N(0, s^2) and Q = (1 - q) N(0, s^2) + q N(1, s^2), the loss is log P(x) / Q(x) for
-    x drawn from P. Opacus has the loss with P and Q exchanged; under composition neither is
-    always the worse (Lebeda et al. 2024), so both are followed.
-
-    Attributes:
-        sample_rate: q.
-        noise_multiplier: s.
+    For the pair of `ReplacedPatientLoss` with R = N(0, s^2) between its two, the weak triangle
+    inequality D_a(P, Q) <= (a - 1/2) / (a - 1) D_2a(P, R) + D_(2a - 1)(R, Q) bounds the Renyi
+    divergence (Mironov 2017, proposition 11).
     """
-
-    sample_rate: float
-    noise_multiplier: float
-
-    def cdf(self, t: Floats) -> Floats:
-        """Return the probability that the loss is at most `t`, elementwise."""
-        from scipy.special import ndtr
-
-        q, s = self.sample_rate, self.noise_multiplier
-        # The loss falls with x and equals t at x = s^2 z + 1/2; it never reaches -log(1 - q).
-        rest = (np.exp(-np.asarray(t)) - (1 - q)) / q
-        z = np.log(np.maximum(rest, 0))
-        return np.asarray(ndtr(-(s * z + 1 / (2 * s))))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence numpy and Opacus on extreme values that are handled here."""
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    if not mechanisms:
+        return 0.0
+    orders = np.array(_WHOLE_ORDERS)
+    repeated = []
+    for m in mechanisms:
+        twice = _renyi(m.noise_multiplier, m.sampling_rate, tuple(2 * a for a in _WHOLE_ORDERS))
+        less = _renyi(m.noise_multiplier, m.sampling_rate, tuple(2 * a - 1 for a in _WHOLE_ORDERS))
+        renyi = (orders - 0.5) / (orders - 1) * twice + less
+        repeated.append(Repeated(m.noise_multiplier, m.sampling_rate, m.steps, renyi))
+    whole = np.sum([part.steps * part.renyi for part in repeated], axis=0)
+    bound = _converted(whole, delta, _WHOLE_ORDERS)
+    if 0 < bound <= _MOST_EPSILON and delta >= _LEAST_DELTA:
+        with suppress(RuntimeError, ValueError):
+            found = prv_epsilon(repeated, _WHOLE_ORDERS, delta, bound, ReplacedPatientLoss)
+            return min(bound, found)
+    return bound
