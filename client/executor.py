@@ -6,6 +6,7 @@ import sys
 
 import shared.flower  # noqa: F401  (silences Flower before its first import)
 from client.process import forbid_core_dumps
+from shared.logs import log_to_stderr
 
 
 def main() -> None:
@@ -19,10 +20,11 @@ def main() -> None:
     import client.data.cohort
     import client.rounds
     import client.training  # noqa: F401
-    from shared.flower.executor import serve
+    from shared.flower.executor import serve_node
 
     del opacus, scipy, torch
-    serve(sys.argv[1], int(sys.argv[2]))
+    log_to_stderr("training")
+    serve_node(sys.argv[1], int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server import operate
+from server import operate, runs_cli
 from shared.errors import CoordinatorError, StudyError
 from shared.study import Study, load_study
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="For the coordinator: plan, run and report studies.", no_args_is_help=True)
 app.add_typer(operate.app)
+app.add_typer(runs_cli.app)
 
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]
 Hardware = Literal["cpu", "gpu"]

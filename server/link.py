@@ -1,4 +1,4 @@
-"""Running the SuperLink: check its ports first, then start it and wait until it answers."""
+"""Starting the SuperLink: check its ports first, start it, wait until it answers."""
 
 from __future__ import annotations
 
@@ -7,34 +7,51 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from server.home import HOME, ServerHome
 from shared.errors import CoordinatorError
+from shared.flower.executor import executor_command
 from shared.flower.link import Control, LinkSettings, process_environment, superlink_command
 
-Start = Callable[[list[str], Mapping[str, str], Path], "subprocess.Popen[bytes]"]
-"""How a process is started: command, environment, log file."""
+LOG = "server.log"
+"""Log of the server's processes, in its home."""
 
 START_SECONDS = 60.0
 """Longest wait for a SuperLink that lives but does not answer."""
 
 
+class Start(Protocol):
+    """Starts a process, which the caller owns and ends."""
+
+    def __call__(
+        self, name: str, command: list[str], environment: Mapping[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        """Start a command under a name; its output goes to the log."""
+
+
+def start_server(home: ServerHome, start: Start) -> None:
+    """Start the SuperLink and the process that runs its runs.
+
+    Raises:
+        CoordinatorError: See `start_link`.
+    """
+    start_link(home, start)
+    start_executor(home, start)
+
+
 def start_link(home: ServerHome, start: Start) -> subprocess.Popen[bytes]:
     """Start the SuperLink and return once hospitals and the coordinator can reach it.
-
-    Args:
-        home: The server's home.
-        start: Starts the process; the caller owns and ends it.
 
     Raises:
         CoordinatorError: A port is taken, or the SuperLink died or does not answer.
     """
     settings = home.settings
-    for address in (settings.fleet, f"127.0.0.1:{settings.control_port}"):
+    for address in (settings.fleet, _control_address(home)):
         _check_free(address)
-    log = home.path / "superlink.log"
+    log = home.path / LOG
     link = LinkSettings(
         home=home.path,
         fleet=settings.fleet,
@@ -43,18 +60,31 @@ def start_link(home: ServerHome, start: Start) -> subprocess.Popen[bytes]:
         key=home.path / "server.key",
         ca=home.path / "ca.pem",
     )
-    environment = process_environment(home.path, **{HOME: str(home.path.resolve())})
-    process = start(superlink_command(link), environment, log)
-    deadline = time.monotonic() + START_SECONDS
-    while not (_answers(settings.fleet) and _answers(f"127.0.0.1:{settings.control_port}")):
-        if process.poll() is not None:
-            raise CoordinatorError(
-                f"the SuperLink ended at start: {last_line(log)}", str(log), "Read its log"
-            )
-        if time.monotonic() > deadline:
-            raise CoordinatorError("the SuperLink does not answer", str(log), "Read its log")
-        time.sleep(0.1)
+    process = start("superlink", superlink_command(link), _environment(home), log)
+    try:
+        _wait_until_it_answers(home, process, log)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return process
+
+
+def start_executor(home: ServerHome, start: Start) -> subprocess.Popen[bytes]:
+    """Start the process that runs the SuperLink's runs; it ends with this one."""
+    ca = str((home.path / "ca.pem").resolve())
+    command = executor_command("server.executor", _control_address(home), os.getpid(), ca)
+    return start("runs", command, _environment(home), home.path / LOG)
+
+
+def _environment(home: ServerHome) -> dict[str, str]:
+    # Runs begin seldom; five questions a second whether there is one kept both sides busy.
+    extra = {HOME: str(home.path.resolve()), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1"}
+    return process_environment(home.path, **extra)
+
+
+def _control_address(home: ServerHome) -> str:
+    return f"127.0.0.1:{home.settings.control_port}"
 
 
 def control(home: ServerHome) -> Control:
@@ -71,19 +101,16 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "it left no message")
 
 
-def run_in_foreground(home: ServerHome) -> int:
-    """Run the SuperLink until it ends or is interrupted; return its exit code."""
-
-    def start(command: list[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-        with log.open("ab") as output:
-            return subprocess.Popen(command, env=env, stdout=output, stderr=output)
-
-    process = start_link(home, start)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        return process.wait()
+def _wait_until_it_answers(home: ServerHome, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not (_answers(home.settings.fleet) and _answers(_control_address(home))):
+        if process.poll() is not None:
+            raise CoordinatorError(
+                f"the SuperLink ended at start: {last_line(log)}", str(log), "Read its log"
+            )
+        if time.monotonic() > deadline:
+            raise CoordinatorError("the SuperLink does not answer", str(log), "Read its log")
+        time.sleep(0.1)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -200,7 +200,8 @@ def open_run(path: Path, study: Study, sites: dict[int, str], clock: Clock) -> I
             folder.log("run-failed", error=str(error))
             raise
         except BaseException as error:
-            folder.log("run-failed", error=f"the server stopped: {type(error).__name__}")
+            # Nobody has to settle anything: the server takes the run up by itself.
+            folder.log("run-interrupted", error=f"the server stopped: {type(error).__name__}")
             raise
         finally:
             folder.close()

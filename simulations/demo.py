@@ -7,7 +7,7 @@ Nothing is simulated except that the hospitals share a machine and their images 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from simulations.demo_study import demo_study
 from simulations.processes import Processes, signals_as_interrupts
 
 if TYPE_CHECKING:
-    import subprocess
+    from server.link import Start
 
 RUN = "demo"
 
@@ -57,20 +57,13 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     return 0
 
 
-def _start_server(
-    folder: Path, start: Callable[..., subprocess.Popen[bytes]], console: Console
-) -> ServerHome:
+def _start_server(folder: Path, start: Start, console: Console) -> ServerHome:
     from client.node import free_port
-    from server.link import start_link
+    from server.link import start_server
 
     home = ServerHome.create(folder, f"127.0.0.1:{free_port()}", free_port(), ["localhost"])
 
-    def start_named(
-        command: list[str], env: Mapping[str, str], log: Path
-    ) -> subprocess.Popen[bytes]:
-        return start("server", command, env, log)
-
-    start_link(home, start_named)
+    start_server(home, start)
     console.print(f"Server: SuperLink on {home.settings.fleet} (gRPC, TLS, node keys).")
     return home
 

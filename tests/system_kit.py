@@ -36,6 +36,16 @@ def small_study(**sections: dict[str, Any]) -> Study:
     return parse_study({**plan, **{k: {**plan.get(k, {}), **v} for k, v in sections.items()}}, "t")
 
 
+def study_toml(study: Study) -> str:
+    """Return a study as the file its author would write."""
+    sections = study.model_dump(mode="json", exclude_unset=True)
+    lines = [f"{key} = {json.dumps(v)}" for key, v in sections.items() if not isinstance(v, dict)]
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(v)}" for key, v in section.items())]
+    return "\n".join(lines)
+
+
 @dataclass
 class Federation:
     """A running server and the means to add hospitals to it."""
@@ -107,5 +117,5 @@ class Federation:
 
     def logs(self) -> str:
         """Return the ends of all logs, for a failing test's message."""
-        files = [self.home.path / "superlink.log", *(s.home / "node.log" for s in self.nodes)]
+        files = [self.home.path / "server.log", *(s.home / "node.log" for s in self.nodes)]
         return "\n".join(f"{f}:\n{f.read_text()[-2000:]}" for f in files if f.exists())

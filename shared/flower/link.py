@@ -20,7 +20,7 @@ class LinkSettings:
     """What a SuperLink needs.
 
     Attributes:
-        home: Folder of its state database and log.
+        home: Folder of its state database.
         fleet: host:port nodes connect to (gRPC, TLS).
         control_port: Loopback port of the control and runtime API (HTTPS).
         certificate: Server certificate (PEM); key and ca beside it.
@@ -37,15 +37,18 @@ class LinkSettings:
 
 
 def superlink_command(settings: LinkSettings) -> list[str]:
-    """Return the command line of a SuperLink: TLS, node authentication, SQLite, no installs."""
+    """Return the command line of a SuperLink: TLS, node authentication, SQLite, no installs.
+
+    It ends with this process, and runs no tasks itself; see `shared.flower.executor`.
+    """
     return [
-        str(Path(sys.executable).with_name("flower-superlink")),
+        *(sys.executable, "-P", "-m", "shared.flower.superlink", str(os.getpid())),
         *("--ssl-certfile", str(settings.certificate), "--ssl-keyfile", str(settings.key)),
         *("--ssl-ca-certfile", str(settings.ca), "--enable-supernode-auth"),
         *("--database", str(settings.home / "superlink.sqlite")),
         *("--host", "127.0.0.1", "--port", str(settings.control_port)),
         *("--fleet-api-address", settings.fleet, "--fleet-api-type", "grpc-rere"),
-        "--disable-runtime-dependency-installation",
+        *("--isolation", "process", "--disable-runtime-dependency-installation"),
     ]
 
 
@@ -64,11 +67,29 @@ def process_environment(home: Path, **extra: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Flower's view of a run: whether it ended, how ("completed", "failed"), and the details."""
+    """Flower's view of a run.
+
+    Attributes:
+        finished: Whether its process ended.
+        outcome: How: "completed", "failed", "stopped"; empty before.
+        details: What Flower says about it.
+        waits: Whether no process has taken it yet.
+    """
 
     finished: bool
     outcome: str
     details: str
+    waits: bool = False
+
+
+class LinkRefusal(CoordinatorError):
+    """The SuperLink refused what its control API was asked.
+
+    Attributes:
+        code: Flower's number of the error; 0 if it gave none.
+    """
+
+    code: int = 0
 
 
 class Control:
@@ -131,21 +152,36 @@ class Control:
 
     def run_status(self, run_id: int) -> RunStatus:
         """Return Flower's status of a run."""
+        from flwr.common.constant import Status
         from flwr.proto.control_pb2 import ListRunsRequest
+        from flwr.supercore.error import ApiErrorCode
 
-        runs = self._call("ask for the run", self._client.ListRuns, ListRunsRequest(run_id=run_id))
+        try:
+            runs = self._call("show a run", self._client.ListRuns, ListRunsRequest(run_id=run_id))
+        except LinkRefusal as refusal:
+            if refusal.code == ApiErrorCode.RUN_ID_NOT_FOUND:
+                return RunStatus(True, "unknown", "the SuperLink does not know it")
+            raise
         status = runs.run_dict[run_id].status
-        return RunStatus(status.status == "finished", status.sub_status, status.details)
+        waits = status.status in (Status.PENDING, Status.STARTING)
+        return RunStatus(status.status == Status.FINISHED, status.sub_status, status.details, waits)
 
     @staticmethod
     def _call(what: str, method: Callable[[Any], Any], request: Any) -> Any:
         import httpx
+        from flwr.supercore.error import FlowerError
 
         try:
             return method(request)
-        except httpx.HTTPError as error:
+        except httpx.HTTPStatusError as error:
+            known = FlowerError.from_json(error.response.text)
+            reason = known.message if known else f"HTTP {error.response.status_code}"
+            refusal = LinkRefusal(f"the SuperLink refused to {what}: {reason.rstrip('.')}")
+            refusal.code = known.code if known else 0
+            raise refusal from None
+        except httpx.TransportError as error:
             raise CoordinatorError(
-                f"the SuperLink refused to {what}: {type(error).__name__}",
+                f"the server does not answer: {type(error).__name__}",
                 "control API on loopback",
-                "Is the server running? See its log",
+                "Start it with `consilium server start`; if it runs, read its log",
             ) from None

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,8 @@ from typing import Any
 
 from shared.errors import SiteError
 from shared.flower.bundle import bundle_digest
-from shared.flower.executor import start_executor
+from shared.flower.executor import executor_command
+from shared.logs import log_to_stderr
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     # By name: the packages re-export functions under the modules' own names.
     cli: Any = import_module("flwr.supernode.cli.flower_supernode")
     supernode: Any = import_module("flwr.supernode.start_client_internal")
+    log_to_stderr("node")
     guard = _Guard(on_refusal)
     supernode.grpc_request_response = guard.wrap(supernode.grpc_request_response)
     factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
@@ -101,8 +104,9 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         http_thread.join(timeout=2)
 
     cli.add_exit_handler(stop_http)
-    executor = start_executor(
-        settings.executor, f"127.0.0.1:{settings.port}", settings.home.resolve()
+    address = f"127.0.0.1:{settings.port}"
+    executor = subprocess.Popen(
+        executor_command(settings.executor, address, os.getpid()), cwd=settings.home.resolve()
     )
     cli.add_exit_handler(executor.terminate)
     supernode.start_client_internal(

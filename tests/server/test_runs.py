@@ -163,7 +163,7 @@ def test_the_folder_says_what_is_run_and_who_may_take_part(world) -> None:
 def test_any_end_of_the_loop_is_in_the_events(world) -> None:
     with pytest.raises(ZeroDivisionError), open_folder(world):
         raise ZeroDivisionError
-    (event,) = world.events("run-failed")
+    (event,) = world.events("run-interrupted")
     assert "ZeroDivisionError" in event["error"]
     assert event["time"].endswith("+00:00")
 

@@ -10,7 +10,7 @@ from system_kit import Federation
 
 from client.node import free_port
 from server.home import ServerHome
-from server.link import start_link
+from server.link import start_server
 from simulations.phantoms import make_phantoms
 from simulations.processes import Processes
 
@@ -23,5 +23,5 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
         home = ServerHome.create(
             tmp_path / "server", f"127.0.0.1:{free_port()}", free_port(), ["localhost"]
         )
-        start_link(home, lambda command, env, log: processes.start("server", command, env, log))
+        start_server(home, processes.start)
         yield Federation(tmp_path, processes, home, images)

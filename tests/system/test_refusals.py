@@ -148,12 +148,12 @@ def test_port_in_use_is_named_at_once(tmp_path: Path, which: str) -> None:
             ["localhost"],
         )
         with pytest.raises(CoordinatorError, match=f"Address already in use .127.0.0.1:{port}"):
-            start_link(home, lambda command, env, log: processes.start("s", command, env, log))
+            start_link(home, processes.start)
 
 
 def test_superlink_that_dies_at_start_is_reported(tmp_path: Path) -> None:
     home = ServerHome.create(tmp_path, f"127.0.0.1:{free_port()}", free_port(), ["localhost"])
     (tmp_path / "server.key").write_text("not a key")
     with Processes() as processes, pytest.raises(CoordinatorError, match="ended at start"):
-        start_link(home, lambda command, env, log: processes.start("s", command, env, log))
+        start_link(home, processes.start)
     assert not processes.dead()

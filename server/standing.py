@@ -1,0 +1,119 @@
+"""How a run stands, read from its folder, and starting it or taking it up in the SuperLink."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from server.files import write_atomically
+from server.history import parse_line
+from server.home import ServerHome
+from server.link import control
+from shared.errors import CoordinatorError
+
+MOST_STARTS = 5
+"""How often a run is taken up by itself without finishing a round in between."""
+
+_PROCESS = "process.json"
+"""File of a run with Flower's id of the process that last worked on it."""
+
+State = Literal["new", "open", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands.
+
+    Attributes:
+        state: "new": never begun; "open": begun, and not ended by itself; "failed": a person
+            has something to settle first; "finished": released.
+        starts: How often it was begun since a round was last finished.
+    """
+
+    state: State
+    starts: int = 0
+
+
+def standing(folder: Path) -> Standing:
+    """Return how the run of a folder stands; damaged lines of its events are passed over."""
+    try:
+        lines = (folder / "events.jsonl").read_bytes().splitlines()
+    except OSError:
+        lines = []
+    # One that was started and has written nothing yet is open too.
+    state: State = "new" if process_of(folder) is None else "open"
+    starts = 0
+    for event in filter(None, map(parse_line, lines)):
+        match event.get("event"):
+            case "run-started":
+                state, starts = "open", starts + 1
+            case "round-finished":
+                starts = 0
+            case "run-failed":
+                state, starts = "failed", 0
+            case "run-finished":
+                state, starts = "finished", 0
+    return Standing(state, starts)
+
+
+def open_runs(home: ServerHome) -> dict[str, Standing]:
+    """Return the runs that were begun and have not ended by themselves, by name."""
+    folders = sorted(path for path in (home.path / "runs").glob("*") if path.is_dir())
+    found = {folder.name: standing(folder) for folder in folders}
+    return {name: it for name, it in found.items() if it.state == "open"}
+
+
+def start_run(home: ServerHome, name: str) -> int:
+    """Start a run, new or begun, unless a process works on it; return Flower's id of it.
+
+    Raises:
+        CoordinatorError: The SuperLink does not answer or refuses.
+    """
+    folder, api = home.run_folder(name), control(home)
+    with _alone(folder):
+        last = process_of(folder)
+        if last is not None and not api.run_status(last).finished:
+            return last
+        run_id = api.start_run(name)
+        write_atomically(folder / _PROCESS, json.dumps({"flower_run": run_id}).encode())
+    return run_id
+
+
+def process_of(folder: Path) -> int | None:
+    """Return Flower's id of the process that last worked on a run; None if there was none."""
+    try:
+        return int(json.loads((folder / _PROCESS).read_bytes())["flower_run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget_process(home: ServerHome, name: str) -> None:
+    """Tell the SuperLink that the process of a run is gone, so that it can be taken up at once.
+
+    The SuperLink itself would wait a minute for a sign of life.
+    """
+    folder, api = home.run_folder(name), control(home)
+    last = process_of(folder)
+    if last is not None and not api.run_status(last).finished:
+        api.stop_run(last)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep two from starting the same run; the lock ends with the process."""
+    try:
+        file = (folder / "start.lock").open("ab")
+    except OSError as error:
+        raise CoordinatorError(
+            f"cannot write into the run's folder: {error.strerror}",
+            str(folder),
+            "Correct its rights",
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
