@@ -12,8 +12,11 @@ from typer.testing import CliRunner, Result
 
 from client.approvals import Approvals
 from client.cli import app
+from client.hospital import open_hospital
+from client.rounds import handle
 from client.site import load_site
 from shared.errors import SiteError, StudyError
+from shared.protocol import Refusal, Request
 from shared.study import FORMAT
 
 HOMES = Path(__file__).parent.parent / "data" / "homes-of-format-1"
@@ -67,6 +70,22 @@ def test_an_approval_of_then_does_not_hold(home: Path) -> None:
     ours = Approvals(load_site(home))
     with pytest.raises(StudyError, match=r"format 1.*every hospital approves anew"):
         ours.require(digest_of(home, "ready"), date(2026, 3, 1))
+
+
+def test_a_server_that_asks_for_one_is_refused_without_cost(home: Path) -> None:
+    digest = digest_of(home, "open")
+    before = (home / "ledger.sqlite").read_bytes()
+    request = Request(task="train", run="run-9", study_digest=digest, study="{}", round=1)
+    reply, update = handle(open_hospital(home), request, {})
+    assert reply.refusal == Refusal(code="study-invalid")
+    assert update == {}
+    assert (home / "ledger.sqlite").read_bytes() == before
+    last = json.loads((home / "audit.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["code"], last["study"]) == (
+        "round-refused",
+        "study-invalid",
+        digest,
+    )
 
 
 def test_an_approval_of_then_can_be_taken_back(home: Path) -> None:

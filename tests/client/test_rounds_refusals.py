@@ -96,6 +96,22 @@ def test_the_policy_refuses_with_a_code_without_numbers_and_without_cost(
     assert (last.event, last.code) == ("round-refused", expected)
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(1, "every hospital approves anew"), (3, "this release reads format 2")],
+)
+def test_an_offered_plan_of_another_format_is_refused_and_the_log_says_how_to_go_on(
+    ward: Ward, caplog: pytest.LogCaptureFixture, number: int, told: str
+) -> None:
+    study = ward.study()
+    text = study.canonical().replace('"format":2', f'"format":{number},"news":1')
+    assert ward.code(ward.ask(study, 1, study=text)) == "study-invalid"
+    assert told in caplog.text
+    assert "news" not in caplog.text
+    last = ward.audit()[-1]
+    assert (last.event, last.code) == ("round-refused", "study-invalid")
+
+
 def test_a_cohort_of_three_is_refused_by_the_default_policy(make_ward: MakeWard) -> None:
     ward = make_ward(min_patients=20)
     ward.train = 3
