@@ -88,7 +88,8 @@ def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: 
     if task == "describe":
         stored = ledger.plan(study.digest, "describe")
         description = stored or description_plan(study, patients)
-    if policy.evaluation != "none" and len(held_out):
+    evaluates = task != "train" or study.evaluates_rounds
+    if policy.evaluation != "none" and evaluates and len(held_out):
         exact = policy.evaluation == "exact"
         stored = ledger.plan(study.digest, "exact-evaluation" if exact else "evaluate")
         evaluation = stored or evaluation_plan(study, patients, exact=exact)

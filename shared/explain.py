@@ -250,15 +250,22 @@ def _traffic(study: Study) -> list[tuple[str, str]]:
     noised = "noised " if study.privacy.enabled else ""
     change = f"the {noised}change of the model's weights"
     counts = targets * 2 * bins
+    scores = (
+        f"how many held-out patients got which score, as {counts} counts "
+        f"({_many(targets, 'class', 'classes')}, with and without it, {bins} bins of the score), "
+        "with noise added, unless the hospital's own policy shares exact counts or none; "
+    )
+    closing = "the final model is evaluated once more"
+    if not study.evaluates_rounds:
+        closing = f"the final model is evaluated, once: {scores.removesuffix('; ')}"
     return [
         (
             "What leaves a hospital",
-            f"each round: {change}; how many held-out patients got which score, as {counts} "
-            f"counts ({_many(targets, 'class', 'classes')}, with and without it, {bins} bins of "
-            "the score), with noise added, unless the hospital's own policy shares exact counts "
-            "or none; its number of training patients; the privacy spent; and a hash that stands "
-            "for its ledger. A refusal is a code without numbers. After the last round the final "
-            "model is evaluated once more." + _before(study) + _after(study, counts),
+            f"each round: {change}; {scores if study.evaluates_rounds else ''}its number of "
+            "training patients; the privacy spent; and a hash that stands for its ledger. A "
+            f"refusal is a code without numbers. After the last round {closing}."
+            + _before(study)
+            + _after(study, counts),
         ),
         (
             "What never leaves",

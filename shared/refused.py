@@ -71,7 +71,6 @@ _NAMES = {
     ),
     _NOT_YET.format("data.label_of = 'patient'"): "data.examination data.series data.image",
     _NOT_YET.format("data.label_rule = 'agree'"): "data.any data.last data.worst",
-    _NOT_YET.format("evaluation.when = 'every-round'"): "evaluation.closing",
 }
 _WHY = {name: why for why, names in _NAMES.items() for name in names.split()}
 

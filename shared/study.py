@@ -260,9 +260,15 @@ class Study(Plan):
         return self.privacy.spare_rounds * self.closing_evaluations
 
     @property
+    def evaluates_rounds(self) -> bool:
+        """Whether each round evaluates the model it starts from."""
+        return self.evaluation.when == "every-round"
+
+    @property
     def evaluations(self) -> int:
-        """Evaluations charged to held-out patients: one a round, those of the closing, spares."""
-        return self.federation.rounds + self.closing_evaluations + self.spare_evaluations
+        """Evaluations charged to held-out patients: of the rounds, of the closing, spares."""
+        rounds = self.federation.rounds * self.evaluates_rounds
+        return rounds + self.closing_evaluations + self.spare_evaluations
 
 
 def _canonical(values: dict[str, Any]) -> str:

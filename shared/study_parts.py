@@ -184,8 +184,8 @@ class Data(Plan):
 class Evaluation(Plan):
     """When the global model is evaluated on held-out patients, and what is told of it."""
 
-    when: Literal["every-round"] = Field(
-        default="every-round", description="the closing evaluation is made in any case"
+    when: Literal["every-round", "closing"] = Field(
+        default="every-round", description="'closing': only once the last round is over"
     )
     form: Literal["histogram"] = Field(
         default="histogram", description="'histogram': noised counts of the scores"

@@ -67,7 +67,7 @@ class Ward:
             "federation": {"rounds": 3},
         }
         for section, keys in changes.items():
-            values[section] = values[section] | keys
+            values[section] = values.get(section, {}) | keys
         return Study.model_validate({"name": "tiny", **values})
 
     @staticmethod

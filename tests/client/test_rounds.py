@@ -73,6 +73,24 @@ def test_the_closing_evaluation_evaluates_only(ward: Ward) -> None:
     assert ward.answer(study, 4, task="evaluate")[0].resent
 
 
+def test_a_study_evaluated_at_its_closing_tells_nothing_before_and_has_less_noise(
+    make_ward: MakeWard,
+) -> None:
+    ward = make_ward(max_epsilon_per_patient=30)
+    study, usual = ward.study(evaluation={"when": "closing"}), ward.study()
+    for plan in (study, usual):
+        ward.approve(plan)
+    for number in (1, 2, 3):
+        reply = ward.ask(study, number)
+        assert (reply.outcome, reply.evaluation) == ("update", None)
+    assert ("reserve", "evaluate") not in ward.kinds()
+    closing = ward.ask(study, 4, task="evaluate").evaluation
+    assert ward.kinds().count(("reserve", "evaluate")) == 1
+    # One evaluation and one spare, instead of five in all, share the budget.
+    assert epsilon([Mechanism(closing.noise, 1.0, 2)], 1e-5) <= 8
+    assert 0 < closing.noise < ward.ask(usual, 1).evaluation.noise
+
+
 def test_an_answer_that_charged_nothing_shows_no_head(ward: Ward) -> None:
     # The server takes a head for a study that the ledger must know ever after.
     ward.held_out = 0

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from server.release import read_card
+from server.report import write_report
 from shared.metrics import score_histogram, to_record
 from shared.subgroups import subgroup_keys
 
@@ -90,6 +91,24 @@ def test_personal_models_are_reported_beside_the_global_one_and_by_site(closing)
     assert line["auc"] < 0.95
     assert {s["personal_auc"] for s in line["sites"].values()} == {1.0}
     assert all(s["personal_auc_low"] < 1.0 for s in line["sites"].values())
+
+
+def test_a_study_evaluated_at_its_closing_has_figures_of_the_released_model_only(world) -> None:
+    class Silent(world.plain_site):
+        def reply(self, request, **changes):
+            silent = {"evaluation": None} if request.task == "train" else {}
+            return super().reply(request, **(silent | changes))
+
+    world.change_study(evaluation={"when": "closing"})
+    world.sites = {n: Silent(1.0, patients=40) for n in world.sites}
+    world.network.sites = world.sites
+    world.run()
+    *rounds, closing = world.lines("metrics.jsonl")
+    assert [line["auc"] for line in rounds] == [None] * 3
+    assert closing["auc"] > 0.5
+    assert read_card(world.run_dir).closing["auc"] == closing["auc"]
+    write_report(world.run_dir, world.run_dir / "report.html")
+    assert "closing evaluation" in (world.run_dir / "report.html").read_text()
 
 
 def test_the_card_carries_both(closing) -> None:

@@ -127,6 +127,17 @@ def test_it_says_how_many_counts_leave(classes: int, counts: int) -> None:
     assert score_targets(study) == counts // 32
 
 
+def test_it_says_when_scores_leave() -> None:
+    usual = text_of(make_study(), "What leaves a hospital")
+    rounds, _, after = usual.partition("After the last round")
+    assert "how many held-out patients got which score" in rounds
+    assert "evaluated once more" in after
+    late = text_of(make_study(evaluation={"when": "closing"}), "What leaves a hospital")
+    rounds, _, after = late.partition("After the last round")
+    assert "score" not in rounds
+    assert "evaluated, once: how many held-out patients got which score" in after
+
+
 def test_it_says_what_is_planned() -> None:
     study = make_study(
         federation={"rounds": 7, "sites": 4, "min_sites": 3, "round_deadline": 90},

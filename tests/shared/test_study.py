@@ -190,6 +190,15 @@ def test_steps_and_evaluations_count_spare_rounds() -> None:
     assert study.evaluations == 13
 
 
+def test_a_study_may_evaluate_only_what_it_releases() -> None:
+    plan = changed(
+        federation={"rounds": 10}, privacy={"spare_rounds": 2}, evaluation={"when": "closing"}
+    )
+    assert parse_study(plan, "here").evaluations == 3
+    personal = parse_study({**plan, "training": {"personal_rounds": 1}}, "here")
+    assert personal.evaluations == 2 * 3
+
+
 def test_each_spare_round_covers_the_closing_of_a_study_with_personal_models() -> None:
     plan = changed(
         federation={"rounds": 10},
