@@ -204,11 +204,12 @@ def _input(study: Study) -> tuple[str, str]:
     image = study.input
     colour = "grey" if image.channels == 1 else "colour"
     origin = f"of {' and '.join(image.modalities)}" if image.modalities else "of any modality"
-    return (
-        "Images",
-        f"plain DICOM images {origin}, brought to {image.size} by {image.size} pixels in {colour}. "
-        "Nothing computed from images, such as segmentations or dose, is read.",
-    )
+    read = f"brought to {image.size} by {image.size} pixels in {colour}."
+    if image.kinds == ("image",):
+        aside = "Nothing computed from images, such as segmentations or dose, is read."
+        return "Images", f"plain DICOM images {origin}, {read} {aside}"
+    asked = " or ".join(image.kinds)
+    return "Images", f"DICOM files that hold an object of kind {asked}, {origin}, {read}"
 
 
 def _course(study: Study) -> list[tuple[str, str]]:

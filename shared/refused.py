@@ -66,9 +66,6 @@ _NAMES = {
     ),
     _SITES.format("policy.min_patients"): "data.min_patients",
     _SITES.format("policy.max_set_aside"): "data.max_set_aside",
-    _NOT_YET.format("input.kinds = ['image']"): (
-        "input.segmentation input.dose input.whole_slide input.screen_capture"
-    ),
     _NOT_YET.format("data.label_of = 'patient'"): "data.examination data.series data.image",
     _NOT_YET.format("data.label_rule = 'agree'"): "data.any data.last data.worst",
 }

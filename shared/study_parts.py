@@ -76,6 +76,10 @@ class Task(Plan):
         return self.classes.index(self.positive) if self.positive else len(self.classes) - 1
 
 
+Kind = Literal["image", "segmentation", "dose", "whole-slide", "screen-capture"]
+"""What a DICOM file with pixels can be."""
+
+
 class Input(Plan):
     """How a DICOM image becomes a tensor of shape [channels, size, size] in [-1, 1]."""
 
@@ -91,14 +95,16 @@ class Input(Plan):
     modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2,16}$")], ...] = Field(
         default=(), description="accepted DICOM modalities; empty: any"
     )
-    kinds: tuple[Literal["image"], ...] = Field(
-        default=("image",), min_length=1, max_length=1, description="kinds of objects that are read"
+    kinds: tuple[Kind, ...] = Field(
+        default=("image",), min_length=1, description="kinds of objects that are read"
     )
 
     @model_validator(mode="after")
-    def _window_width(self) -> Input:
+    def _window_and_kinds(self) -> Input:
         if isinstance(self.window, tuple) and self.window[1] < 1:
             raise ValueError("window width must be at least 1")
+        if len(set(self.kinds)) != len(self.kinds):
+            raise ValueError("kinds must differ from each other")
         return self
 
 

@@ -29,6 +29,7 @@ PIPELINE = (
     "frames",
     "geometry",
     "header",
+    "kinds",
     "lookup",
     "pixels",
     "reasons",

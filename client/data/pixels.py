@@ -20,6 +20,7 @@ from client.data.display import grey_levels
 from client.data.folder import begins_like_dicom
 from client.data.frames import Frame, frame_count, read_frame
 from client.data.geometry import pixel_aspect
+from client.data.kinds import kind_of
 from client.data.lookup import palette_colours
 from client.data.reasons import Reason, Unusable
 from client.data.resize import fit
@@ -33,6 +34,9 @@ TAGS: tuple[str, ...] = (
     "DoubleFloatPixelData",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
+    "SOPClassUID",
+    "ImageType",
+    "ConversionType",
     "Modality",
     "Rows",
     "Columns",
@@ -167,6 +171,8 @@ def _image(dataset: Dataset, spec: Input) -> Planes:
         raise Unusable(Reason.LOST_PIXELS if "Rows" in dataset else Reason.NO_PIXELS)
     if spec.modalities and dataset.get("Modality") not in spec.modalities:
         raise Unusable(Reason.WRONG_MODALITY)
+    if kind_of(dataset) not in spec.kinds:
+        raise Unusable(Reason.WRONG_KIND)
     index = _frame_index(dataset, spec)
     planes = _planes(read_frame(dataset, index), dataset, index, spec)
     if planes.min() == planes.max():

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     CODEC_MISSING = "codec-missing"
     UNSUPPORTED_COLOUR = "unsupported-colour"
     WRONG_MODALITY = "wrong-modality"
+    WRONG_KIND = "wrong-kind"
     NO_SUCH_FRAME = "no-such-frame"
     BLANK_IMAGE = "blank-image"
     TOO_SLOW = "too-slow"
@@ -62,6 +63,8 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.UNSUPPORTED_COLOUR: "a colour model that is not read (such as ARGB, CMYK, HSV, "
     "YBR_PARTIAL, or YBR of more than 8 bits); have the archive write it as RGB or grey",
     Reason.WRONG_MODALITY: "of a modality the study does not take; remove its row",
+    Reason.WRONG_KIND: "of a kind the study does not ask for (input.kinds), such as a "
+    "segmentation, a dose grid, a whole slide or a screen capture; name the image itself",
     Reason.NO_SUCH_FRAME: "has fewer frames than the study asks for; remove its row",
     Reason.BLANK_IMAGE: "every pixel shows the same grey, by its values or by its window; "
     "export it again",

@@ -105,8 +105,8 @@ def test_the_training_size_is_the_declared_one_less_what_is_held_out(
     [
         ({"data": {"min_patients": 20}}, "data.min_patients", "policy.min_patients in site.toml"),
         ({"data": {"max_set_aside": 0}}, "data.max_set_aside", "policy.max_set_aside in site.toml"),
-        ({"input": {"kinds": ["image", "dose"]}}, "input.kinds.1", "input.kinds = ['image'] only"),
-        ({"input": {"kinds": ["whole-slide"]}}, "input.kinds.0", "input.kinds = ['image'] only"),
+        ({"input": {"kinds": ["image", "film"]}}, "input.kinds.1", "'whole-slide'"),
+        ({"input": {"kinds": ["image", "image"]}}, "input", "differ"),
         ({"data": {"label_of": "series"}}, "data.label_of", "data.label_of = 'patient' only"),
         ({"data": {"label_rule": "worst"}}, "data.label_rule", "data.label_rule = 'agree' only"),
         ({"data": {"split_key": "secret"}}, "data.split_key", "pattern"),
