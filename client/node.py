@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
+from client.admission import only_node, wait_to_enter, why_not
 from client.process import forbid_core_dumps
 from client.site import Site
 from shared.errors import SiteError
+from shared.logs import log_to_stderr
 
 TIMEOUT = 10.0
 """Seconds to wait for the server to answer the connection check."""
@@ -23,20 +26,27 @@ def start_node(site: Site, port: int = 0) -> None:
         port: Loopback port of the node's own runtime API; 0 takes a free one.
 
     Raises:
-        SiteError: The server cannot be reached, is not the coordinator's, or does not know
-            this node's key.
+        SiteError: Another node runs here; the server cannot be reached, is not the
+            coordinator's, or does not admit the node, at its start or any more.
     """
+    forbid_core_dumps()
+    with only_node(site.home):
+        _run(site, port)
+
+
+def _run(site: Site, port: int) -> None:
     from client.audit import AuditLog, Event
     from client.vault import Vault
-    from shared.flower.node import NodeSettings, run_node
+    from shared.flower.admission import Gate
+    from shared.flower.node import NodeSettings, read_node_key, run_node
 
-    forbid_core_dumps()
-    ca = site.resolve(site.config.server.ca)
-    check_server(site.config.server.address, ca)
+    log_to_stderr("node")
+    server, ca = site.config.server.address, site.resolve(site.config.server.ca)
+    check_server(server, ca)
     audit = AuditLog(site.audit_log, Vault.open(site.vault_key))
     settings = NodeSettings(
         home=site.home,
-        server=site.config.server.address,
+        server=server,
         ca=ca,
         key=site.node_key,
         port=port or free_port(),
@@ -47,7 +57,16 @@ def start_node(site: Site, port: int = 0) -> None:
         event = Event(event="round-refused", run=str(run), code="bundle-refused", outcome=reason)
         audit.write(event, datetime.now(UTC))
 
-    run_node(settings, refused)
+    known = site.home / "admitted"
+    with Gate(server, ca.read_bytes(), read_node_key(site.node_key)) as gate:
+        wait_to_enter(gate, server, known, logging.getLogger("consilium").warning)
+        try:
+            run_node(settings, refused)
+        except SystemExit:
+            # Flower ends alike whether a person stops it or the server turns it away.
+            if (now := gate.knock().verdict) in ("unknown", "clock"):
+                raise why_not(gate, now, server, known) from None
+            raise
 
 
 def check_server(address: str, ca: Path) -> None:

@@ -2,7 +2,7 @@
 
 Written against flwr 1.39; `tests/shared/test_flower_contract.py` holds the contract. Importing
 this package sets the variables that silence Flower's telemetry and update check, which Flower
-reads when it is first imported.
+reads when it is first imported, and drops those that name a proxy.
 """
 
 from __future__ import annotations
@@ -17,3 +17,7 @@ QUIET = {
 """Environment of every Flower process: nothing is reported or fetched; tasks start promptly."""
 
 os.environ.update(QUIET)
+for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    # A node connects to the one address a person wrote down, and processes of one machine to
+    # each other: never by way of whatever the environment names.
+    del os.environ[_name]

@@ -5,20 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import SiteError
 from shared.flower.bundle import bundle_digest
 from shared.flower.executor import executor_command
 from shared.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 
 @dataclass(frozen=True)
@@ -52,27 +58,20 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     Raises:
         SiteError: The key is not an OpenSSH EC key, or a file cannot be read.
     """
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
     # Read when Flower is imported, here and in the executor: all that it writes is in the home.
     os.environ["FLWR_HOME"] = str(settings.home.resolve() / "flower")
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode.nodestate import NodeStateFactory
 
+    key = read_node_key(settings.key)
     try:
-        key = load_ssh_private_key(settings.key.read_bytes(), None)
         ca = settings.ca.read_bytes()
     except OSError as error:
-        raise SiteError(f"cannot read a file: {error.strerror}", str(error.filename)) from None
-    except ValueError:
-        raise SiteError("the node's key is not an OpenSSH private key", str(settings.key)) from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise SiteError("the node's key is not an elliptic-curve key", str(settings.key))
+        raise SiteError(f"cannot read a file: {error.strerror}", str(settings.ca)) from None
     # By name: the packages re-export functions under the modules' own names.
     cli: Any = import_module("flwr.supernode.cli.flower_supernode")
     supernode: Any = import_module("flwr.supernode.start_client_internal")
-    log_to_stderr("node")
+    log_to_stderr("node")  # after Flower, which sets up its own when it is imported
     guard = _Guard(on_refusal)
     supernode.grpc_request_response = guard.wrap(supernode.grpc_request_response)
     factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
@@ -108,7 +107,7 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     executor = subprocess.Popen(
         executor_command(settings.executor, address, os.getpid()), cwd=settings.home.resolve()
     )
-    cli.add_exit_handler(executor.terminate)
+    cli.add_exit_handler(_end_with(executor))
     supernode.start_client_internal(
         state_factory=factory,
         server_address=config.server_address,
@@ -122,6 +121,47 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
         trusted_entities=config.trusted_entities,
         runtime_dependency_install=False,
     )
+
+
+def _end_with(executor: subprocess.Popen[bytes]) -> Callable[[], None]:
+    """End the node when its executor ends, which nothing else would notice; return how to stop.
+
+    A node without one would take messages and never answer; its service starts it anew.
+    """
+    stopping = Event()
+
+    def watch() -> None:
+        code = executor.wait()
+        if not stopping.is_set():
+            logging.getLogger("consilium").error("the training process ended (%d)", code)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop() -> None:
+        stopping.set()
+        executor.terminate()
+
+    Thread(target=watch, daemon=True).start()
+    return stop
+
+
+def read_node_key(path: Path) -> EllipticCurvePrivateKey:
+    """Read a node's private key.
+
+    Raises:
+        SiteError: It cannot be read, or is not an OpenSSH EC key.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    try:
+        key = load_ssh_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise SiteError(f"cannot read the node's key: {error.strerror}", str(path)) from None
+    except ValueError:
+        raise SiteError("the node's key is not an OpenSSH private key", str(path)) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SiteError("the node's key is not an elliptic-curve key", str(path))
+    return key
 
 
 class _Guard:
@@ -148,16 +188,7 @@ class _Guard:
 
         @contextmanager
         def guarded(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, ...]]:
-            with ExitStack() as stack:
-                try:
-                    connection = stack.enter_context(connect(*args, **kwargs))
-                except SystemExit:
-                    raise SiteError(
-                        "the server does not know this node's key",
-                        args[0],
-                        "Send node.pub to the coordinator and ask to be enrolled; if you were, "
-                        "ask whether the enrolment was revoked",
-                    ) from None
+            with connect(*args, **kwargs) as connection:
                 node, receive, send, get_run, get_fab, *rest = connection
                 yield (
                     node,
