@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import nn
 
+from client.arithmetic import fixed_arithmetic
 from client.augment import augment, draw_views, is_active
 from client.data.cohort import PatientSet
 from client.privacy.dpsgd import Batch, Grid, add_noise, clipped_sum, per_image_gradients
@@ -24,6 +24,7 @@ from shared.study import Study, Training
 log = logging.getLogger(__name__)
 
 
+@fixed_arithmetic()
 def train_round(
     model: nn.Module,
     patients: PatientSet,
@@ -56,7 +57,8 @@ def train_round(
         round_number: 1 for the first, for the schedule.
         stream: Source of lots, image choices, views and noise.
         device: Where to compute.
-        physical_batch: Images computed at once; the result does not depend on it.
+        physical_batch: Rows computed at once. What a patient contributes depends on it in the last
+            bits, and not on who else is in the lot.
         loss: The study's loss; None: the one it names, if that needs no counts.
         terms: Corrections of each step's noised, normalised gradient.
 
@@ -107,7 +109,7 @@ def lot_batches(
     model: nn.Module,
     physical_batch: int,
 ) -> Iterator[Batch]:
-    """Yield a lot's images, each in all its views, in batches of at most `physical_batch`.
+    """Yield a lot's images, each in all its views, in batches of exactly `physical_batch` rows.
 
     Args:
         patients: All training patients.
@@ -115,7 +117,7 @@ def lot_batches(
         study: The plan; its augmentation says how many views.
         stream: Decides the views, for the whole lot before the first batch.
         model: Gives device and dtype.
-        physical_batch: Most images at once.
+        physical_batch: Rows at once; those for which no image is left are blank.
     """
     plan = study.training.augment
     views = plan.views if is_active(plan) else 1
@@ -125,19 +127,22 @@ def lot_batches(
     targets = patients.labels[lot.patients][owner]
     parameter = next(model.parameters())
     for start in range(0, len(images), physical_batch):
-        part = slice(start, start + physical_batch)
-        batch = _move(patients.images[images[part]], parameter).to(parameter.dtype)
+        part, end = slice(start, start + physical_batch), start + physical_batch
+        batch = _filled(patients.images[images[part]], physical_batch)
+        batch = _move(batch, parameter).to(parameter.dtype)
         if draws is not None:
-            batch = augment(batch, draws[part], plan)
+            batch = augment(batch, _filled(draws[part], physical_batch), plan)
         yield Batch(
             batch,
-            _move(targets[part], parameter),
-            _move(weights[part].to(parameter.dtype), parameter),
-            owner[part],
+            _move(_filled(targets[part], physical_batch), parameter),
+            _move(_filled(weights[part].to(parameter.dtype), physical_batch), parameter),
+            _filled(owner[part], physical_batch, -1),
+            goes_on=end < len(owner) and bool(owner[end] == owner[end - 1]),
         )
 
 
 @torch.no_grad()
+@fixed_arithmetic()
 def predict(
     model: nn.Module,
     images: torch.Tensor,
@@ -153,17 +158,18 @@ def predict(
         images: float32 [n, channels, size, size] in [-1, 1], or rows of a table [n, columns]; n
             may be 0.
         device: Where to compute.
-        physical_batch: Images computed at once.
+        physical_batch: Rows computed at once: always as many, so that the bits of a score do not
+            depend on who else is scored. They may depend on this number.
         findings: Whether each class is a finding with a probability of its own; otherwise the
             probabilities of an image sum to 1.
     """
     model.to(device).eval()
     parameter = next(model.parameters())
-    probabilities = torch.sigmoid if findings else partial(torch.softmax, dim=1)
-    parts = [
-        probabilities(model(_move(part, parameter).to(parameter.dtype)).float()).cpu()
-        for part in torch.split(images, physical_batch)
-    ]
+    parts = []
+    for part in torch.split(images, physical_batch):
+        rows = _move(_filled(part, physical_batch), parameter).to(parameter.dtype)
+        logits = model(rows)[: len(part)].float()
+        parts.append(_probabilities(logits, findings=findings).cpu())
     model.to("cpu")
     return torch.cat(parts)
 
@@ -186,6 +192,21 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
+
+
+def _probabilities(logits: torch.Tensor, *, findings: bool) -> torch.Tensor:
+    """Return the probability of each class, or of each finding by itself, [b, classes]."""
+    if not findings:
+        return torch.softmax(logits, dim=1)
+    # The sigmoid, by a softmax: PyTorch's own computes the last few numbers in other code.
+    without = torch.zeros_like(logits)
+    return torch.softmax(torch.stack([without, logits], dim=-1), dim=-1)[..., 1]
+
+
+def _filled(rows: torch.Tensor, length: int, value: float = 0) -> torch.Tensor:
+    """Return the rows with blank ones after them, `length` in all."""
+    blank = rows.new_full((length - len(rows), *rows.shape[1:]), value)
+    return torch.cat([rows, blank]) if len(blank) else rows
 
 
 def _move(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

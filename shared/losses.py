@@ -49,8 +49,10 @@ class Criterion:
         log_p = functional.log_softmax(scores, dim=-1).gather(-1, truth)[..., 0]
         losses = -log_p
         if self.gamma:
-            # Not quite 0, where a power below 1 has no slope.
-            losses = losses * (-torch.expm1(log_p)).clamp(min=1e-12) ** self.gamma
+            # Not quite 0, where a power below 1 has no slope. By logarithms, for the last few
+            # numbers of a power are computed in other code, and a row must not depend on its place.
+            wrong = (-torch.expm1(log_p)).clamp(min=1e-12)
+            losses = losses * torch.exp(self.gamma * torch.log(wrong))
         if self.weights is not None:
             losses = losses * self.weights.to(scores).expand_as(scores).gather(-1, truth)[..., 0]
         if not self.findings:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from client.privacy.rounded_gaussian import at_least
 from client.privacy.stream import RandomStream
 from shared.losses import Criterion
-from shared.models.layers import StandardisedConv2d
+from shared.models.layers import RowLinear, StandardisedConv2d
 
 CROSS_ENTROPY = Criterion()
 BLOCK = 128
@@ -27,18 +27,25 @@ BLOCK = 128
 class Batch:
     """As many images of a lot as are computed at once; a patient may span several batches.
 
+    All batches of a site have the same number of rows, for the bits of a row's gradient may depend
+    on how many there are, and must not depend on who else is there. Rows that no image is left for
+    are at the end.
+
     Attributes:
         images: [b, channels, size, size], or rows of a table [b, columns], on the model's device.
         targets: Label of each image's patient: class index, int64 [b], or findings [b, findings].
-        weights: 1 / (number of images and views of the image's patient in this step), [b].
-        owner: Position of the image's patient in the lot, int64 [b], ascending over batches; on
-            the CPU, for it steers the computation.
+        weights: 1 / (number of images and views of the image's patient in this step), [b]; 0 of
+            rows without an image.
+        owner: Position of the image's patient in the lot, int64 [b], ascending over batches; -1 of
+            rows without an image; on the CPU, for it steers the computation.
+        goes_on: Whether the next batch has more images of the last patient.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     owner: torch.Tensor
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,17 @@ class Grid:
 
 def weighted_loss(model: nn.Module, batch: Batch, loss: Criterion) -> torch.Tensor:
     """Return the sum over the batch of weight times loss: no image affects another."""
-    with torch.autocast("cuda", torch.bfloat16, enabled=_may_autocast(batch.images)):
-        logits = model(batch.images)
-    return (loss(logits.to(batch.weights.dtype), batch.targets) * batch.weights).sum()
+    return (loss(model(batch.images), batch.targets) * batch.weights).sum()
 
 
 @contextmanager
 def per_image_gradients(model: nn.Module) -> Iterator[nn.Module]:
     """Let Opacus keep the gradient of every image in `parameter.grad_sample` meanwhile."""
     from opacus.grad_sample import GradSampleModule, register_grad_sampler
+    from opacus.grad_sample.linear import compute_linear_grad_sample
 
     register_grad_sampler(StandardisedConv2d)(standardised_conv_gradient)
+    register_grad_sampler(RowLinear)(compute_linear_grad_sample)
     watched = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
         with warnings.catch_warnings():
@@ -99,14 +106,15 @@ def standardised_conv_gradient(
         backprops: Gradient of the loss by its output, [b, out, h', w'].
     """
     weight, norm = layer.standardised()
-    x = activations[0].to(norm.dtype)  # after autocast, input and output may be of half width
-    patches = functional.unfold(x, layer.kernel_size, padding=layer.pad, stride=layer.stride)
-    scaled = (backprops.to(norm.dtype) / norm.view(-1, 1, 1)).flatten(2)
+    patches = functional.unfold(
+        activations[0], layer.kernel_size, padding=layer.pad, stride=layer.stride
+    )
+    scaled = (backprops / norm.view(-1, 1, 1)).flatten(2)
     gradient = torch.bmm(scaled, patches.transpose(1, 2))
     w = weight.flatten(1)
-    along = torch.einsum("bok,ok->bo", gradient, w)[:, :, None]
+    along = (gradient * w).sum(dim=2, keepdim=True)
     # The transposed Jacobian of w = c / n takes g to the centred (g - w <w, g>) / n.
-    gradient.addcmul_(along, w, value=-1).sub_(gradient.mean(dim=2, keepdim=True))
+    gradient.sub_(along * w).sub_(gradient.mean(dim=2, keepdim=True))
     return {layer.weight: gradient.view(-1, *weight.shape)}
 
 
@@ -115,10 +123,10 @@ def clipped_sum(
 ) -> list[torch.Tensor]:
     """Sum the patients' gradients in whole steps of the grid, each clipped to the grid's radius.
 
-    A patient's gradient is the weighted sum over the patient's images, in whichever batches they
-    are. It is scaled down to the radius if it is longer, and each number is cut towards zero to
-    whole steps, so that it only gets shorter. A patient whose gradient is not finite contributes
-    zero.
+    A patient's gradient is the weighted sum over the patient's images, in their order, in
+    whichever batches they are. It is scaled down to the radius if it is longer, and each number is
+    cut towards zero to whole steps, so that it only gets shorter. A patient whose gradient is not
+    finite contributes zero.
 
     Whole numbers make the sum exact: with another patient it changes by that patient's
     contribution and nothing else. A contribution's numbers are below 2^26, so a sum over 2^35
@@ -135,22 +143,17 @@ def clipped_sum(
     """
     parameters = list(model.parameters())
     total = [torch.zeros_like(p, dtype=torch.int64) for p in parameters]
-    unfinished: list[torch.Tensor] = []
-    last = -1
+    begun: list[torch.Tensor] = []
     for batch in batches:
         torch.autograd.backward(weighted_loss(model, batch, loss))
-        first = int(batch.owner[0])
-        sums = [_per_patient(p, batch.owner - first) for p in parameters]
-        if unfinished and last == first:
-            for s, rest in zip(sums, unfinished, strict=True):
-                s[0] += rest[0]
-        elif unfinished:
-            _add_clipped(total, unfinished, grid)
-        # The next batch may hold more of the last patient, so that one waits.
-        unfinished, last = [s[-1:].clone() for s in sums], int(batch.owner[-1])
-        _add_clipped(total, [s[:-1] for s in sums], grid)
-    if unfinished:
-        _add_clipped(total, unfinished, grid)
+        sums = _by_patient([_taken(p) for p in parameters], batch.owner, begun)
+        begun = []
+        if batch.goes_on:
+            last = int(batch.owner[-1] - batch.owner[0])
+            begun = [s[last].clone() for s in sums]
+            for s in sums:
+                s[last] = 0
+        _add_clipped(total, sums, grid)
     return total
 
 
@@ -176,21 +179,47 @@ def add_noise(
         t += stream.rounded_gaussian(t.shape, s).to(t.device)
 
 
-def _per_patient(parameter: nn.Parameter, owner: torch.Tensor) -> torch.Tensor:
-    """Take the gradients of the batch's images off the parameter, summed by patient, [p, n]."""
+def _taken(parameter: nn.Parameter) -> torch.Tensor:
+    """Take the gradients of the batch's rows off the parameter, [b, n]."""
     watched: Any = parameter  # Opacus adds the attribute
     gradients: torch.Tensor = watched.grad_sample.flatten(1)
     watched.grad_sample = watched.grad = None
-    gradients = gradients.to(_wide(gradients.dtype))
-    patients = int(owner[-1]) + 1
-    if patients == len(owner):
+    return gradients
+
+
+def _by_patient(
+    gradients: list[torch.Tensor], owner: torch.Tensor, begun: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Sum the rows' gradients by patient, each patient's rows in their order.
+
+    Args:
+        gradients: Of each parameter, [b, n].
+        owner: As in `Batch`.
+        begun: What the first patient has from earlier batches, [n] each; may be empty.
+
+    Returns:
+        [b, n] each, the patients in the first rows and zeros in the others: always b rows, so
+        that clipping, too, is the same computation whoever is there.
+    """
+    there = int((owner >= 0).sum())
+    place = owner[:there] - owner[0]
+    images = torch.bincount(place)
+    if len(images) == len(owner) and not begun:
         return gradients
-    sums = gradients.new_zeros(patients, gradients.shape[1])
-    return sums.index_add_(0, owner.to(sums.device), gradients)
+    sums = [torch.zeros_like(g) for g in gradients]
+    for s, earlier in zip(sums, begun, strict=False):
+        s[0] = earlier
+    slot = torch.arange(there) - (images.cumsum(0) - images)[place]
+    for at in range(int(images.max())):
+        # No patient twice in one addition, so nothing but the slots decides the order.
+        rows = torch.nonzero(slot == at).flatten()
+        for s, g in zip(sums, gradients, strict=True):
+            s.index_add_(0, place[rows].to(s.device), g[rows.to(g.device)])
+    return sums
 
 
 def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid: Grid) -> None:
-    """Add the clipped gradients of some patients, each [p, n], to the total, in place."""
+    """Add the clipped gradients of patients, [b, n] each, to the total, in place."""
     dtype = gradients[0].dtype
     norm = torch.stack([_squared_norms(g) for g in gradients]).sum(dim=0).sqrt()
     # A hair below the radius, so that rounding in the norm cannot lift a contribution above it.
@@ -227,11 +256,3 @@ def _squared_norms(gradients: torch.Tensor) -> torch.Tensor:
     norms = torch.linalg.vector_norm(blocks, dim=2)
     squares: torch.Tensor = norms.double().square().sum(dim=1) + rest.double().square()
     return squares
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32
-
-
-def _may_autocast(images: torch.Tensor) -> bool:
-    return images.is_cuda and images.dtype == torch.float32

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from shared.errors import StudyError
 from shared.models.front import contrast_channels
+from shared.models.layers import RowLinear
 from shared.study import AttentionModel
 
 MOST_TOKENS = 36**2
@@ -35,6 +36,8 @@ class Attention(nn.Module):
         StudyError: There would be more patches than attention can afford.
     """
 
+    places: torch.Tensor
+
     def __init__(self, plan: AttentionModel, size: int, channels: int, classes: int) -> None:
         super().__init__()
         self.patch, self.overlap = plan.patch, 2 * plan.patch // 7
@@ -48,20 +51,21 @@ class Attention(nn.Module):
                 f"Choose at least {math.ceil(size / math.isqrt(MOST_TOKENS))}, a divisor of {size}",
             )
         values = 2 * channels * (plan.patch + 2 * self.overlap) ** 2
-        self.embed = nn.Sequential(_norm(values), nn.Linear(values, plan.width))
+        self.embed = nn.Sequential(_norm(values), RowLinear(values, plan.width))
         self.positions = nn.Embedding(self.tokens, plan.width)
         self.blocks = nn.ModuleList(Block(plan.width, plan.heads) for _ in range(plan.depth))
         self.norm = _norm(plan.width)
-        self.pool = nn.AdaptiveAvgPool2d(min(self.side, _LARGEST_GRID))
-        self.head = nn.Linear(plan.width * min(self.side, _LARGEST_GRID) ** 2, classes)
+        grid = min(self.side, _LARGEST_GRID)
+        self.register_buffer("places", _means(self.side, grid), persistent=False)
+        self.head = RowLinear(plan.width * grid**2, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [b, classes] of images [b, channels, size, size] in [-1, 1]."""
         x = self._embedded(images)
         for block in self.blocks:
             x = block(x)
-        places = self.norm(x).transpose(1, 2).unflatten(2, (self.side, self.side))
-        return cast(torch.Tensor, self.head(self.pool(places).flatten(1)))
+        places = torch.bmm(self.norm(x).transpose(1, 2), self.places.expand(len(x), -1, -1))
+        return cast(torch.Tensor, self.head(places.flatten(1)))
 
     @torch.no_grad()
     def attention_map(self, images: torch.Tensor) -> torch.Tensor:
@@ -98,7 +102,7 @@ class Block(nn.Module):
         self.before = _norm(width)
         self.attention = SelfAttention(width, heads)
         self.mlp = nn.Sequential(
-            _norm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            _norm(width), RowLinear(width, 2 * width), nn.GELU(), RowLinear(2 * width, width)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,8 +117,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.query_key_value = RowLinear(width, 3 * width)
+        self.out = RowLinear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix tokens [b, tokens, width] by their attention to each other."""
@@ -132,6 +136,15 @@ class SelfAttention(nn.Module):
         b, tokens, width = x.shape
         joint = cast(torch.Tensor, self.query_key_value(x))
         return joint.view(b, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+
+
+def _means(side: int, grid: int) -> torch.Tensor:
+    """Return the matrix that takes a map of side^2 tokens to means over grid^2 places.
+
+    That of adaptive average pooling, whose own gradient on CUDA is summed in no fixed order.
+    """
+    each = torch.eye(side**2).view(-1, 1, side, side)
+    return functional.adaptive_avg_pool2d(each, grid).flatten(1)
 
 
 def _norm(width: int) -> nn.LayerNorm:

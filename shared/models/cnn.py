@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shared.models.front import SeesWavelets
-from shared.models.layers import StandardisedConv2d
+from shared.models.layers import RowLinear, StandardisedConv2d
 from shared.study import CnnModel
 
 
@@ -16,8 +16,8 @@ class Cnn(SeesWavelets):
     """Stages of standardised convolution, group norm, max pooling and ReLU; a dense head.
 
     The stages see each image in wavelet channels, on half its side. No layer couples the images
-    of a batch. Inputs above 64 pixels are first averaged down to 64, and the last map is pooled
-    to at most 8 by 8, so that the number of parameters hardly depends on the input's size.
+    of a batch. Inputs above 64 pixels are first averaged down to 64, so that the last map is at
+    most 8 by 8, and the number of parameters hardly depends on the input's size.
 
     Args:
         plan: Widths of the stages and of the dense layer.
@@ -34,11 +34,9 @@ class Cnn(SeesWavelets):
             stages.append(_stage(inputs, width))
             inputs = width
         self.stages = nn.Sequential(*stages)
-        grid = min(self.size // 2 // 2 ** len(plan.widths), _LARGEST_GRID)
-        self.pool = nn.AdaptiveAvgPool2d(grid)
-        features = inputs * grid**2
+        features = inputs * (self.size // 2 // 2 ** len(plan.widths)) ** 2
         self.dense = nn.Identity() if plan.hidden == 0 else _dense(features, plan.hidden)
-        self.head = nn.Linear(plan.hidden or features, classes)
+        self.head = RowLinear(plan.hidden or features, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [b, classes].
@@ -46,12 +44,11 @@ class Cnn(SeesWavelets):
         Args:
             images: [b, channels, size, size] in [-1, 1], or what `see` made of them.
         """
-        features = self.pool(self.stages(self.seen_of(images))).flatten(1)
+        features = self.stages(self.seen_of(images)).flatten(1)
         return cast(torch.Tensor, self.head(self.dense(features)))
 
 
-# Most places a side that the head sees, and groups of the norms.
-_LARGEST_GRID, _GROUPS = 8, 4
+_GROUPS = 4  # of the norms
 
 
 def _stage(inputs: int, width: int) -> nn.Sequential:
@@ -64,4 +61,4 @@ def _stage(inputs: int, width: int) -> nn.Sequential:
 
 
 def _dense(features: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU())
+    return nn.Sequential(RowLinear(features, hidden), nn.ReLU())

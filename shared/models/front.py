@@ -58,12 +58,11 @@ def contrast_channels(images: torch.Tensor) -> torch.Tensor:
     Returns:
         [b, 2 * channels, size, size].
     """
-    with torch.autocast(images.device.type, enabled=False):  # variances need full precision
-        centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
-        spread = (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-3).sqrt()
-        detail = images - _local_mean(images)
-        local = (_local_mean(detail.square()) + 0.02).sqrt()
-        return torch.cat([centred / spread, detail / local], dim=1)
+    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+    spread = (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-3).sqrt()
+    detail = images - _local_mean(images)
+    local = (_local_mean(detail.square()) + 0.02).sqrt()
+    return torch.cat([centred / spread, detail / local], dim=1)
 
 
 def wavelet_channels(images: torch.Tensor) -> torch.Tensor:
@@ -80,12 +79,11 @@ def wavelet_channels(images: torch.Tensor) -> torch.Tensor:
     Returns:
         [b, WAVELET_CHANNELS * channels, size // 2, size // 2].
     """
-    with torch.autocast(images.device.type, enabled=False):
-        standardised, contrast = contrast_channels(images).chunk(2, dim=1)
-        bands = [standardised, contrast / 0.5]
-        bands += [(_strength(contrast, octave) - 0.1) / 0.06 for octave in range(_OCTAVES)]
-        seen = torch.cat(bands, dim=1)
-        return functional.avg_pool2d(seen, 4, stride=2, padding=1, count_include_pad=False)
+    standardised, contrast = contrast_channels(images).chunk(2, dim=1)
+    bands = [standardised, contrast / 0.5]
+    bands += [(_strength(contrast, octave) - 0.1) / 0.06 for octave in range(_OCTAVES)]
+    seen = torch.cat(bands, dim=1)
+    return functional.avg_pool2d(seen, 4, stride=2, padding=1, count_include_pad=False)
 
 
 _DIRECTIONS, _OCTAVES = 8, 2

@@ -44,6 +44,20 @@ class StandardisedConv2d(nn.Conv2d):
         return centred / norm, norm
 
 
+class RowLinear(nn.Linear):
+    """A linear map that takes each row of a batch as a product of its own.
+
+    One product of all rows is computed in blocks, whose last one other code computes: the bits of
+    a row would depend on how many there are and on its place. Products of one shape do not.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x, [b, in] or [b, tokens, in], to as many outputs."""
+        rows = x if x.dim() == 3 else x[:, None]
+        product = torch.bmm(rows, self.weight.t().expand(len(x), -1, -1)) + self.bias
+        return product if x.dim() == 3 else product[:, 0]
+
+
 def draw_weights(model: nn.Module, seed: str) -> None:
     """Draw every parameter of the model anew: the same bits on every platform.
 

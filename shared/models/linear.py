@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from shared.models.front import SeesWavelets
+from shared.models.layers import RowLinear
 from shared.study import LinearModel
 
 
@@ -31,7 +32,7 @@ class Linear(SeesWavelets):
         self.pool = nn.AdaptiveAvgPool2d(plan.grid)
         features = self.seen * plan.grid**2
         self.scale = features**-0.5
-        self.head = nn.Linear(features, classes)
+        self.head = RowLinear(features, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [b, classes].

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from shared.models.layers import RowLinear
 from shared.study import Column, Table, TableModel
 
 
@@ -49,10 +50,10 @@ class TableNet(nn.Module):
         width = len(features) + self.flags * len(table.columns)
         layers: list[nn.Module] = []
         for units in plan.layers:
-            layers += [nn.Linear(width, units), nn.ReLU()]
+            layers += [RowLinear(width, units), nn.ReLU()]
             width = units
         self.hidden = nn.Sequential(*layers)
-        self.head = nn.Linear(width, classes)
+        self.head = RowLinear(width, classes)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return logits [b, classes] of rows [b, columns].
