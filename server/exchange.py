@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,7 +75,8 @@ class Question:
         open_until: Until then sites that come online, or approve the study, are still asked.
         answers: What has come in.
         asked: How often each site was asked.
-        since: When each site was last asked, in this attempt.
+        first: When each site was first asked, in this attempt.
+        since: When it was last asked.
     """
 
     request: Request
@@ -86,6 +87,7 @@ class Question:
     open_until: float = 0.0
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
+    first: dict[str, float] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
 
     def undecided(self, site: str) -> bool:
@@ -132,19 +134,30 @@ class Exchange:
         self._sent: dict[str, _Sent] = {}
         self._delivered: dict[str, int] = {}
         self._away: set[str] = set()
+        self._connected: dict[str, str] = {}
+        self._asked_at: dict[str, str] = {}
         self._hashes: dict[tuple[str, int], str] = {}
         self.seen_heads: dict[str, LedgerHead] = {}
 
-    def wait_for_sites(self, least: int, seconds: float) -> None:
+    def wait_for_sites(
+        self, least: int, seconds: float, refused: Collection[str] = frozenset()
+    ) -> None:
         """Return once enough sites are online.
+
+        Args:
+            least: How many.
+            seconds: How long to wait for them.
+            refused: Sites that do not count, since they have refused what is to be asked.
 
         Raises:
             CoordinatorError: Too few are when the time is up; names those that are missing.
         """
         give_up, before = self._clock.monotonic() + seconds, None
+        # Where the others are not enough in number, nothing is gained by waiting for all of them.
+        least = min(least, len(self._sites) - len(refused))
         while True:
-            online = self._online()
-            missing = sorted(set(self._sites.values()) - set(online.values()))
+            online = {node: s for node, s in self._online().items() if s not in refused}
+            missing = sorted(set(self._sites.values()) - set(online.values()) - set(refused))
             if len(online) >= least:
                 return
             if missing != before:
@@ -166,7 +179,7 @@ class Exchange:
         still come to take part. Then each site has an entry in `question.answers`.
         """
         question.answers = {s: a for s, a in question.answers.items() if a.delivered}
-        question.since = {}
+        question.first, question.since = {}, {}
         self._send(question, self._online())
         while True:
             self._collect(question)
@@ -175,10 +188,10 @@ class Exchange:
             self._clock.sleep(self._patience.poll)
             self._send_again(question)
         for site in set(self._sites.values()) - question.answers.keys():
-            waited = f"no answer within {question.seconds:g} s"
-            late = site in question.since
-            answer = Answer("late", waited) if late else Answer("absent", "not online")
-            question.answers[site] = answer
+            away = "offline, and not back" if site in self._away else "no answer"
+            late = Answer("late", f"{away} within {question.seconds:g} s")
+            asked = site in question.since
+            question.answers[site] = late if asked else Answer("absent", "not online")
 
     def _waiting(self, question: Question) -> bool:
         """Tell whether a site still has time to answer, or could still come to take part."""
@@ -196,6 +209,7 @@ class Exchange:
         """Return the sites that are online, and log who went and who came back."""
         nodes = self._transport.nodes()
         online = {node: site for node, site in self._sites.items() if node in nodes}
+        self._connected = {site: nodes[node] for node, site in online.items()}
         away = set(self._sites.values()) - set(online.values())
         for site in sorted(away ^ self._away):
             self._log("site-offline" if site in away else "site-online", site=site)
@@ -210,7 +224,9 @@ class Exchange:
             asked, silent = question.since.get(site), site not in question.answers
             # A node that was restarted has lost its message; one that was only cut off
             # answers the second from what it kept, at no privacy cost.
-            back = asked is not None and silent and site in was_away
+            anew = site in was_away or self._connected[site] != self._asked_at.get(site)
+            in_time = now < question.first.get(site, now) + question.seconds
+            back = asked is not None and silent and anew and in_time
             joins = now < question.open_until and question.undecided(site)
             if back or (joins and (asked is None or now >= asked + self._patience.ask_again)):
                 to[node] = site
@@ -233,6 +249,8 @@ class Exchange:
             }
             request = question.request.model_copy(update=update)
             question.since[site] = now = self._clock.monotonic()
+            question.first.setdefault(site, now)
+            self._asked_at[site] = self._connected[site]
             question.asked[site] += 1
             try:
                 message = self._transport.send(node, request, question.weights, life)
@@ -261,6 +279,9 @@ class Exchange:
         if sent.round != number:
             outcome = reply.outcome if reply else received.error
             self._log("site-late", round=sent.round, site=site, outcome=outcome)
+        elif received.offline:
+            # Not its answer: it is asked again when it is back, and late if it is not in time.
+            self._log("site-lost", round=number, site=site)
         elif reply is None:
             # Of a site that was asked again, only the last message's fate counts.
             if sent.since == question.since.get(site):

@@ -219,7 +219,8 @@ class _Run:
             if attempt:
                 self._folder.log("round-repeated", round=number, attempt=attempt)
                 self._clock.sleep(self._patience.retry)
-                self._exchange.wait_for_sites(plan.min_sites, plan.start_deadline)
+                refused = {s for s, a in question.answers.items() if a.state == "refused"}
+                self._exchange.wait_for_sites(plan.min_sites, plan.start_deadline, refused)
             self._exchange.ask(question)
             delivered = sum(answer.delivered for answer in question.answers.values())
             if delivered >= plan.min_sites:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,7 @@ class Received:
         reply: The validated reply; None when the node could not give one.
         update: New minus global weights; empty unless `reply.outcome` is "update".
         error: Why there is no reply (bundle refused, app crashed, message malformed).
+        offline: Whether that is only that the node is not online now: it may come back.
     """
 
     message: str
@@ -32,13 +33,17 @@ class Received:
     reply: Reply | None
     update: Weights = field(default_factory=dict)
     error: str = ""
+    offline: bool = False
 
 
 class Transport(Protocol):
     """What the round loop needs of the network."""
 
-    def nodes(self) -> set[int]:
-        """Return the registered nodes that are online now."""
+    def nodes(self) -> Mapping[int, str]:
+        """Return the registered nodes that are online now, each with the time it connected.
+
+        A node that has connected anew since it was asked may have lost the message.
+        """
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         """Send a request with the global weights; return the message id. `ttl` is in seconds."""

@@ -175,12 +175,12 @@ class ActingTransport:
         """Return the simulated clock; what people read is the real date and time."""
         return Clock(monotonic=lambda: self._time, sleep=self._sleep)
 
-    def nodes(self) -> set[int]:
+    def nodes(self) -> dict[int, str]:
         """Return the nodes that are there in this round; before the first round, all."""
         if self._round is None:
-            return set(self._nodes)
+            return dict.fromkeys(self._nodes, "")
         there = self._course.online(self._round, self._rounds)
-        return {node for node, site in self._nodes.items() if site in there}
+        return {node: "" for node, site in self._nodes.items() if site in there}
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         """Send a request; how long it lives is up to the simulated clock."""

@@ -79,9 +79,9 @@ class GridTransport:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
-    def nodes(self) -> set[int]:
-        """Return the registered nodes that are online now."""
-        return set(self._grid.get_node_ids())
+    def nodes(self) -> dict[int, str]:
+        """Return the registered nodes that are online now, each with the time it connected."""
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         """Send a request with the global weights; return the message id. `ttl` is in seconds."""
@@ -109,9 +109,12 @@ class GridTransport:
 
     @staticmethod
     def _received(identifier: str, message: Message) -> Received:
+        from flwr.common.constant import ErrorCode
+
         node = message.metadata.src_node_id
         if message.has_error():
-            return Received(identifier, node, None, error=_plain_error(message))
+            offline = message.error.code == ErrorCode.NODE_UNAVAILABLE
+            return Received(identifier, node, None, error=_plain_error(message), offline=offline)
         try:
             reply, update = from_content(Reply, message.content, f"reply of node {node}")
         except ProtocolError as error:

@@ -178,8 +178,8 @@ class Wire:
         self.tasks: list[tuple[int, str]] = []
         self._answers: dict[str, Received] = {}
 
-    def nodes(self) -> set[int]:
-        return set(self.hospitals)
+    def nodes(self) -> dict[int, str]:
+        return dict.fromkeys(self.hospitals, "")
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         message = f"m{len(self.tasks)}"

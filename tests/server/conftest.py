@@ -52,12 +52,14 @@ class PlainSite:
         patients: Training patients.
         delay: Seconds until an answer arrives.
         online: Whether it is, by time.
+        connected: When it last connected, by time.
     """
 
     goal: float
     patients: int = 100
     delay: float = 2.0
     online: Callable[[float], bool] = lambda time: True
+    connected: Callable[[float], str] = lambda time: "at first"
     requests: list[Request] = field(default_factory=list)
     entries: int = 0
 
@@ -123,13 +125,17 @@ class PlainSite:
 class Network:
     """A `Transport` that calls the sites when their answers are due, one at a time."""
 
+    gives_up = False
+    """Whether a message to a node that is offline is lost, as it is with Flower."""
+
     def __init__(self, sites: dict[int, PlainSite], clock: VirtualClock) -> None:
         self.sites, self.clock = sites, clock
         self._pending: dict[str, tuple[int, Request, Weights, float]] = {}
         self._count = 0
 
-    def nodes(self) -> set[int]:
-        return {n for n, site in self.sites.items() if site.online(self.clock.time)}
+    def nodes(self) -> dict[int, str]:
+        time = self.clock.time
+        return {n: site.connected(time) for n, site in self.sites.items() if site.online(time)}
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         self._count += 1
@@ -147,6 +153,10 @@ class Network:
     def receive(self, ids: Collection[str]) -> Iterator[Received]:
         for message in ids:
             node, request, weights, due = self._pending.get(message, (0, None, {}, np.inf))
+            if node and not self.sites[node].online(self.clock.time) and self.gives_up:
+                del self._pending[message]
+                yield Received(message, node, None, error="the node is offline", offline=True)
+                continue
             if request is not None and due <= self.clock.time:
                 del self._pending[message]
                 yield self.deliver(message, node, request, weights)

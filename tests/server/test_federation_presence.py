@@ -173,3 +173,62 @@ def test_the_failure_of_a_lost_message_does_not_count_once_another_is_on_its_way
     world.run()
     assert world.states(1)["Castle"] == "update"
     assert world.events("site-failed") == []
+
+
+def test_a_killed_node_is_asked_again_when_it_is_back_within_the_deadline(world) -> None:
+    # One kill of two useful sites, and Flower gives the message up after a minute.
+    world.names = {1: "Ashford", 2: "Brook"}
+    world.network.gives_up = True
+    world.sites[2] = world.plain_site(2.0, patients=30, delay=90)
+    world.sites[2].online = lambda time: not 60 < time < 400
+    world.run()
+    assert world.states(1)["Brook"] == "update"
+    assert [r.attempt for r in world.sites[2].requests if r.round == 1] == [1]
+    assert world.events("site-failed") == world.events("round-repeated") == []
+    world.assert_released(world.expected([[1, 2]] * 3))
+
+
+def test_a_node_that_was_back_before_anyone_saw_it_go_is_asked_again(world) -> None:
+    class Restarted(world.plain_site):
+        """Killed and back within one look: it never answers what it was asked before."""
+
+        def wait(self, request):
+            return 1e9 if (request.round, request.attempt) == (2, 0) else 2.0
+
+    world.sites[3] = Restarted(4.0, patients=10)
+    world.sites[3].connected = lambda time: "at first" if time < 30 else "again"
+    world.sites[1].delay = 20
+    world.run()
+    assert world.states(2)["Castle"] == "update"
+    assert world.time.time < 200
+
+
+def test_a_node_that_does_not_come_back_is_late_and_holds_a_round_no_longer(world) -> None:
+    world.network.gives_up = True
+    world.sites[1].delay = 30
+    world.sites[3].delay = 30
+    world.sites[3].online = lambda time: time < 5
+    world.run()
+    line = world.lines("metrics.jsonl")[0]["sites"]["Castle"]
+    assert line["state"] == "late"
+    assert "offline" in line["reason"]
+    assert world.states(2)["Castle"] == "absent"
+    assert 1000 <= world.time.time < 1200
+
+
+def test_a_site_that_refuses_does_not_stand_for_one_that_would_take_part(world) -> None:
+    class Spent(world.plain_site):
+        def answer(self, request, weights, time):
+            if request.round >= 2:
+                return self.refuse(request, "budget-exhausted")
+            return super().answer(request, weights, time)
+
+    class SlowAtFirst(world.plain_site):
+        def wait(self, request):
+            return 65.0 if request.round == 1 else 2.0
+
+    world.sites[1] = SlowAtFirst(1.0, patients=60)
+    world.sites[2] = Spent(2.0, patients=30)
+    world.sites[3].online = lambda time: not 60 < time < 110
+    world.run()
+    assert world.states(2) == {"Ashford": "update", "Brook": "refused", "Castle": "update"}

@@ -114,8 +114,8 @@ class Wire:
         self.done: set[str] = set()
         self.busy = True
 
-    def nodes(self) -> set[int]:
-        return {1, 2}
+    def nodes(self) -> dict[int, str]:
+        return {1: "", 2: ""}
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         self.sent[f"m{len(self.sent)}"] = node

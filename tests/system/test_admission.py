@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from system_kit import Federation
+from system_kit import Federation, small_study
 
 from client.admission import wait_to_enter
 from client.site import Site
+from server.link import control
 from shared.errors import SiteError
 from shared.flower.admission import Gate
 from shared.flower.node import read_node_key
@@ -102,3 +103,22 @@ def test_a_node_whose_training_process_is_killed_ends_too(federation: Federation
     os.kill(executor, signal.SIGKILL)
     federation.wait("end of the node", federation.processes.dead)
     assert "the training process ended" in (site.home / "node.log").read_text()
+
+
+def test_a_node_killed_within_a_round_is_asked_again_and_answers(federation: Federation) -> None:
+    site = federation.add_site()
+    study = small_study(training={"local_steps": 400})
+    federation.approve(study)
+    federation.home.create_run("r", study)
+    control(federation.home).start_run("r")
+    federation.wait_for_event("r", "site-sent")
+    for process in processes_like(str(site.home)):
+        os.kill(process, signal.SIGKILL)
+    # It waits until the server no longer counts it as online, and then connects.
+    federation.start_node(site)
+    federation.wait("second question", lambda: len(sent(federation)) == 2)
+    assert not [e for e in federation.events("r") if e["event"] == "site-failed"]
+
+
+def sent(federation: Federation) -> list[object]:
+    return [event for event in federation.events("r") if event["event"] == "site-sent"]

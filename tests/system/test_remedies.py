@@ -108,8 +108,8 @@ class Hospitals:
 
         return Clock(lambda: self.time, sleep, lambda: datetime.now(UTC))
 
-    def nodes(self) -> set[int]:
-        return set(NAMES)
+    def nodes(self) -> dict[int, str]:
+        return dict.fromkeys(NAMES, "")
 
     def send(self, node: int, request: Request, weights: Weights, ttl: float) -> str:
         reply, update = handle(self.hospitals[node], request, weights)
