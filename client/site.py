@@ -81,6 +81,9 @@ class DataSource(Section):
         default_factory=dict, description="the study's column -> where and how it is in the table"
     )
     decimal: Literal[".", ","] = Field(default=".", description="decimal point of the table")
+    encoding: Literal["utf-8", "cp1252"] = Field(
+        default="utf-8", description="encoding of both tables"
+    )
     without_patient_id: Literal["refuse", "image-is-patient"] = Field(
         default="refuse", description="images whose patient is unknown"
     )

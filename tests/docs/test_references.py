@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from client.data.labels import parse_labels
 from client.data.table import parse_table
-from client.site import Columns, DataSource, SiteConfig
+from client.site import DataSource, SiteConfig
 from shared.protocol import RefusalCode, Reply, ScoreHistogram, Spending
 from shared.study import Study
 from simulations.cli import app
@@ -136,7 +136,8 @@ def test_the_labels_example_can_be_read_with_the_settings_beside_it() -> None:
     toml, _ = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     data = tomllib.loads(toml)["data"]
     content = "".join(line.strip() + "\n" for line in table.splitlines()).encode()
-    found = parse_labels(content, Columns.model_validate(data["columns"]), "docs")
+    source = DataSource.model_validate({"images": "i", "labels": "l", "columns": data["columns"]})
+    found = parse_labels(content, source, "docs").rows
     assert [(row.patient, data["values"][row.label]) for row in found] == [
         ("4711", "normal"),
         ("4711", "normal"),
