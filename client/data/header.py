@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from pydicom.datadict import dictionary_VR
@@ -10,7 +11,8 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from client.data.reasons import Reason, Unusable
-from client.data.text import NUMBER
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def frame_module(dataset: Dataset, frame: int, keyword: str) -> Dataset:

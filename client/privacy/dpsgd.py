@@ -19,8 +19,11 @@ from shared.losses import Criterion
 from shared.models.layers import RowLinear, StandardisedConv2d
 
 CROSS_ENTROPY = Criterion()
-BLOCK = 128
-"""Numbers of a gradient whose squares are summed in float32."""
+HAIR = 2.0**-20
+"""How far below the radius a contribution is clipped, as a part of it, so that rounding in the norm
+cannot lift it above: it is less in a gradient of up to 2^32 numbers."""
+ROWS = 16
+"""Most gradients that are clipped at once, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -219,40 +222,19 @@ def _by_patient(
 
 
 def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid: Grid) -> None:
-    """Add the clipped gradients of patients, [b, n] each, to the total, in place."""
-    dtype = gradients[0].dtype
-    norm = torch.stack([_squared_norms(g) for g in gradients]).sum(dim=0).sqrt()
-    # A hair below the radius, so that rounding in the norm cannot lift a contribution above it.
-    longest = grid.radius * (1 - BLOCK * torch.finfo(dtype).eps / 2)
-    scale = (longest / norm).clamp(max=1 / grid.step).to(dtype)[:, None]
-    whole = [(g * scale).to(torch.int32) for g in gradients]  # the conversion cuts towards zero
-    kept = norm.isfinite() & (_whole_squares(whole) <= grid.radius**2)
-    for t, w in zip(total, whole, strict=True):
-        t += w.masked_fill_(~kept[:, None], 0).sum(dim=0, dtype=torch.int64).view_as(t)
+    """Add the clipped gradients of patients, [b, n] each, to the total, in place.
 
-
-def _whole_squares(whole: list[torch.Tensor]) -> torch.Tensor:
-    """Return the squared norm of each row of whole numbers, float64 [p], exact below 2^53.
-
-    Squares and partial sums below 2^53 are exact in float64, in any order. A sum that is above
-    2^53 does not round to less. So comparing with a bound below 2^53 is exact.
+    In float64 the norm has an error below `HAIR`. Sums of whole numbers are exact there, in any
+    order, while they are below 2^53: those of so few rows and, if they fit the radius, of their
+    squares. Squares that add up to more do not round to less.
     """
-    squares = [w.double().square_().sum(dim=1) for w in whole]
-    return torch.stack(squares).sum(dim=0)
-
-
-def _squared_norms(gradients: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of each row of [p, n], float64 [p].
-
-    Summed in float32 a norm loses up to 4e-4 of itself by rounding where n is 1e7. In blocks,
-    whose squares are then summed in float64, it loses at most 65 times 2^-24 for any n and in any
-    order (BLOCK roundings, halved by the root, and the root's own), and costs a fourth of float64
-    throughout.
-    """
-    n = gradients.shape[1]
-    whole = n // BLOCK * BLOCK
-    blocks = gradients[:, :whole].view(len(gradients), n // BLOCK, BLOCK)
-    rest = torch.linalg.vector_norm(gradients[:, whole:], dim=1)
-    norms = torch.linalg.vector_norm(blocks, dim=2)
-    squares: torch.Tensor = norms.double().square().sum(dim=1) + rest.double().square()
-    return squares
+    longest = grid.radius * (1 - HAIR)
+    parts = math.ceil(len(gradients[0]) / ROWS)  # of like size, whatever the batch
+    for some in zip(*(g.tensor_split(parts) for g in gradients), strict=True):
+        rows = torch.cat(some, dim=1).double()
+        norm = torch.linalg.vector_norm(rows, dim=1)
+        whole = rows.mul_((longest / norm).clamp(max=1 / grid.step)[:, None]).trunc_()
+        kept = norm.isfinite() & (whole.square().sum(dim=1) <= grid.radius**2)
+        sums = whole.masked_fill_(~kept[:, None], 0).sum(dim=0).to(torch.int64)
+        for t, s in zip(total, sums.split([g.shape[1] for g in gradients]), strict=True):
+            t += s.view_as(t)

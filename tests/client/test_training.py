@@ -128,7 +128,7 @@ def test_a_round_equals_a_loop_over_patients(name: str, private: bool, clip: flo
         stream = SilentStream(7) if private else SeededStream(7)
         train(model, patients, study, stream, physical_batch=physical)
         difference = moved(model, list(expected.parameters())).norm()
-        assert difference / moved(expected, start).norm() < 1e-8
+        assert difference / moved(expected, start).norm() < 1e-5
 
 
 def test_the_noise_of_a_step_is_sigma_over_the_expected_lot() -> None:
