@@ -236,5 +236,5 @@ def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid:
         whole = rows.mul_((longest / norm).clamp(max=1 / grid.step)[:, None]).trunc_()
         kept = norm.isfinite() & (whole.square().sum(dim=1) <= grid.radius**2)
         sums = whole.masked_fill_(~kept[:, None], 0).sum(dim=0).to(torch.int64)
-        for t, s in zip(total, sums.split([g.shape[1] for g in gradients]), strict=True):
+        for t, s in zip(total, torch.split(sums, [g.shape[1] for g in gradients]), strict=True):
             t += s.view_as(t)
