@@ -113,13 +113,13 @@ def event(asked: Request | Question | None, name: str, **fields: object) -> Even
 
 
 def _spending(ledger: Ledger, study: Study) -> Spending | None:
-    """Return what the study has cost its worst-off patients; None without privacy."""
+    """Return what the study has used of its plan; None without privacy."""
     plan = ledger.plan(study.digest, "train")
     if plan is None or not study.privacy.enabled:
         return None
     entries = ledger.entries()
     return Spending(
-        epsilon=study_epsilon(entries, ledger.members(), plan),
+        epsilon=study_epsilon(entries, plan),
         budget=plan.epsilon,
         delta=plan.delta,
         noise_multiplier=plan.noise_multiplier,

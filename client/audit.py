@@ -31,8 +31,11 @@ EventName = Literal[
     "study-closed",
     "predictions-made",
     "clock-accepted",
+    "server-accepted",
     "ledger-adopted",
     "ledger-replaced",
+    "ledger-upgraded",
+    "answer-dropped",  # one kept for sending by a release of another protocol
     "log-repaired",  # the last line was cut short by a crash and has been removed
 ]
 
@@ -135,21 +138,39 @@ class AuditLog:
         Raises:
             SiteError: The log cannot be read, or a line was edited, removed or added.
         """
-        try:
-            raw = self.path.read_bytes() if self.path.exists() else b""
-        except OSError as error:
-            raise SiteError(
-                f"cannot read the audit log: {error.strerror}", str(self.path)
-            ) from None
         lines: list[Line] = []
-        # What follows the last line break was cut short by a crash and never took effect.
-        for number, text in enumerate(raw.split(b"\n")[:-1], start=1):
+        for number, text in enumerate(self._texts(), start=1):
             line = self._parse(text, number)
             previous = lines[-1].hash if lines else GENESIS
             if (line.number, line.prev) != (number, previous) or line.hash != self._hash(line):
                 raise self._edited(number)
             lines.append(line)
         return lines
+
+    def newest_head(self) -> LedgerHead | None:
+        """Return the ledger head of the newest line that has one, after checking that line.
+
+        Raises:
+            SiteError: The log cannot be read, or the line was edited.
+        """
+        texts = self._texts()
+        for number in range(len(texts), 0, -1):
+            line = self._parse(texts[number - 1], number)
+            if line.head:
+                if line.hash != self._hash(line):
+                    raise self._edited(number)
+                return line.head
+        return None
+
+    def _texts(self) -> list[bytes]:
+        try:
+            raw = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise SiteError(
+                f"cannot read the audit log: {error.strerror}", str(self.path)
+            ) from None
+        # What follows the last line break was cut short by a crash and never took effect.
+        return raw.split(b"\n")[:-1]
 
     def _append(self, file: BinaryIO, event: Event, last: bytes, now: datetime) -> bytes:
         before = self._parse(last, -1) if last else None
@@ -176,8 +197,10 @@ class AuditLog:
             raise self._edited(number) from None
 
     def _hash(self, line: Line) -> str:
-        content = json.dumps(line.model_dump(exclude={"hash"}), sort_keys=True)
-        return self._vault.mac("audit", content.encode())
+        content = line.model_dump(exclude={"hash"})
+        if line.head:
+            content["head"] |= {"version": 1}  # as the first release hashed it
+        return self._vault.mac("audit", json.dumps(content, sort_keys=True).encode())
 
     def _edited(self, number: int) -> SiteError:
         return SiteError(

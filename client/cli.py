@@ -69,6 +69,16 @@ def check(home: Home) -> None:
     typer.echo(f"server {address}: reached over TLS, certificate of the coordinator's authority")
 
 
+@app.command("renew-key")
+def renew_key(home: Home) -> None:
+    """Make the node a new key; it connects with it once the coordinator has taken it."""
+    from client.keys import renew_key
+
+    public = renew_key(load_site(home))
+    typer.echo(f"Send {public} to the coordinator, for `consilium server new-key`.")
+    typer.echo("The old pair is kept beside it: older statements are checked with node.pub.old.")
+
+
 @app.command()
 def studies(home: Home) -> None:
     """List the studies that were offered, approved and revoked."""

@@ -17,7 +17,7 @@ from client.privacy.ledger_store import Clock
 from client.privacy.stream import OsStream, RandomStream
 from client.site import Site, load_site
 from client.vault import Vault
-from shared.protocol import Request
+from shared.protocol import LedgerHead, Request
 from shared.study import Study
 
 
@@ -67,6 +67,14 @@ class Hospital:
             LedgerError: It cannot be used; see `Ledger`.
         """
         return Ledger(self.site.ledger, self.vault, self.now)
+
+    def newest_sent(self) -> LedgerHead | None:
+        """Return the newest ledger head that left with a reply, as the audit log says.
+
+        Raises:
+            SiteError: The log cannot be read, or the lines in question were edited.
+        """
+        return AuditLog(self.site.audit_log, self.vault).newest_head()
 
     def log(self, event: Event) -> None:
         """Append an event to the audit log, durably.

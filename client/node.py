@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.admission import only_node, wait_to_enter, why_not
+from client.keys import keep_name_with_key
 from client.process import forbid_core_dumps
 from client.site import Site
 from shared.errors import SiteError
@@ -41,6 +42,10 @@ def _run(site: Site, port: int) -> None:
     from shared.flower.node import NodeSettings, read_node_key, run_node
 
     log_to_stderr("node")
+    if keep_name_with_key(site):
+        logging.getLogger("consilium").warning(
+            "the name in site.toml is new; the coordinator must know it: server rename"
+        )
     server, ca = site.config.server.address, site.resolve(site.config.server.ca)
     check_server(server, ca)
     audit = AuditLog(site.audit_log, Vault.open(site.vault_key))

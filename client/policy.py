@@ -6,7 +6,7 @@ import torch
 
 from client.data.patients import PatientSet
 from client.data.targets import count_labels
-from client.privacy.budget import Limits
+from client.privacy.account import Limits
 from client.privacy.chain import Purpose
 from client.site import Policy
 from shared.errors import PolicyRefusal

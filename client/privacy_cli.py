@@ -46,7 +46,7 @@ def privacy(
         Path | None, typer.Option(help="write a signed page for the data-protection officer")
     ] = None,
 ) -> None:
-    """Print what was spent, is reserved and is left, per group of patients and study."""
+    """Print what is charged and what is left, per group of patients and study."""
     from client.hospital import open_hospital
     from client.statement import IMAGES_AS_PATIENTS, make_statement, sign_statement
 
@@ -123,14 +123,20 @@ def recover(
         list[Path] | None,
         typer.Option(help="study.json or study.toml of a study the site no longer knows"),
     ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(help="whether policy.evaluation was ever 'exact' since what was lost"),
+    ] = None,
 ) -> None:
     """Go on after the ledger was restored, edited or lost: all that may be spent is charged."""
     from client.hospital import open_hospital
+    from client.recovery import Told
     from client.recovery import recover as recover_ledger
 
     hospital = open_hospital(home)
     ids = _ids(opt_outs) if opt_outs else None
-    done = recover_ledger(hospital, by, ids, [_plan(path) for path in plan or ()])
+    told = Told(by, ids, exact, [_plan(path) for path in plan or ()])
+    done = recover_ledger(hospital, told)
     said = {
         "nothing-lost": "The ledger is whole and the newest the server knows; nothing to do.",
         "adopted": "The ledger goes on; what the missing entries may have spent was charged.",
@@ -163,7 +169,7 @@ def accept_clock(home: Home, by: By) -> None:
 def close_study(
     home: Home, digest: Annotated[str, typer.Argument(help="the study's whole digest")], by: By
 ) -> None:
-    """End a study here for good, which frees the budget its remaining rounds held back."""
+    """End a study here for good: its patients are charged what was used, and no more."""
     from client.audit import Event
     from client.hospital import open_hospital
 
@@ -175,13 +181,11 @@ def close_study(
 
 
 def _report(hospital: Hospital) -> SpendingReport:
+    from client.policy import limits
     from client.spending import spending_report
 
-    policy = hospital.site.config.policy
     with hospital.ledger() as ledger:
-        return spending_report(
-            ledger, budget=policy.max_epsilon_per_patient, delta=policy.max_delta
-        )
+        return spending_report(ledger, limits(hospital.site.config.policy))
 
 
 def _names(hospital: Hospital) -> dict[str, str]:
@@ -220,17 +224,21 @@ def _unknown(hospital: Hospital, ids: frozenset[str]) -> int:
 
 
 def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> None:
-    accounts = Table("study", "patients", "spent", "reserved", "left", "budget", "delta", "note")
+    accounts = Table("study", "patients", "epsilon", "budget", "charged", "delta", "note")
     for account in report.accounts:
         accounts.add_row(
             names.get(account.study, account.study[:12]) if account.study else "all, for life",
             account.who,
-            *(f"{v:.3f}" for v in (account.spent, account.reserved, account.left)),
+            f"{account.epsilon:.3f}",
             f"{account.budget:g}",
+            f"{account.used:.0%}",
             f"{account.delta:g}",
             "also released without noise" if account.unprotected else "",
         )
-    console.print("Epsilon per patient, by groups of patients with the same history:")
+    console.print(
+        "At most this epsilon per patient, by groups of patients with the same history; who takes "
+        "part in a study is charged all of it at once:"
+    )
     console.print(accounts)
     plans = Table("study", "purpose", "mechanism", "used", "of", "spare", "epsilon of all")
     for plan in report.plans:

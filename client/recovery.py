@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,14 +11,13 @@ from typing import Literal
 from client.audit import Event
 from client.hospital import Hospital
 from client.privacy.anchor import Anchor, anchor_path, read_anchor, write_anchor
-from client.privacy.budget import Wanted
-from client.privacy.groups import EVERYONE
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_store import hold
 from client.privacy.plans import Plan, description_plan, evaluation_plan, training_plan
 from client.salvage import salvage
 from client.vault import sync_folder
-from shared.errors import DataError, LedgerError, StudyError
+from shared.errors import LedgerError, SiteError, StudyError
+from shared.protocol import LedgerHead
 from shared.study import Study
 
 
@@ -38,47 +37,57 @@ class Recovery:
     set_aside: Path | None = None
 
 
-def recover(
-    hospital: Hospital,
-    by: str,
-    opt_outs: Collection[str] | None = None,
-    plans: Sequence[Study] = (),
-) -> Recovery:
+@dataclass(frozen=True)
+class Told:
+    """What only a person can say of entries that are lost.
+
+    Attributes:
+        by: Who says so, for the audit log.
+        opt_outs: Ids of all patients who have opted out; None: not said. What the ledger knew
+            of them may be lost, so nothing is recovered without this list, be it empty.
+        exact: Whether exact evaluations were allowed at any time since; None: not said. The
+            policy of today does not tell.
+        plans: Studies the server may have had answers in and the site no longer knows; those
+            it does not ask for are left alone.
+    """
+
+    by: str
+    opt_outs: Collection[str] | None = None
+    exact: bool | None = None
+    plans: Sequence[Study] = ()
+
+
+def recover(hospital: Hospital, told: Told) -> Recovery:
     """Make the site able to train again after its ledger was restored, edited, copied or lost.
 
-    All uses that the plans of studies in the ledger, studies ever approved and studies the
-    server has had answers in had left are charged, so these studies get no further round from
-    this site; others go on with the budget that remains. Who pays is everyone, now and later,
-    unless the ledger can vouch for the patients of then.
+    All uses that are left of studies open in the ledger, studies ever approved and studies the
+    server has had answers in are used up, so these studies get no further round from this site;
+    others go on with the budget that remains. Who joined in the lost entries cannot be known, so
+    everyone pays, now and later. No data is read.
 
     Args:
         hospital: The site.
-        by: Who decided, for the audit log.
-        opt_outs: Ids of all patients who have opted out. What the ledger knew of them may be
-            lost, so nothing is recovered without this list, be it empty.
-        plans: Studies the server may have had answers in and the site no longer knows; those
-            it does not ask for are left alone.
+        told: What a person says.
 
     Raises:
-        LedgerError: The list of opt-outs is missing or too short, or a plan is; the ledger is
-            in use, or cannot be written.
-        DataError: The patients of an approved study cannot be read, so not be charged.
+        LedgerError: Something a person must say is missing, or the list of opt-outs is too
+            short; the ledger is in use, or cannot be written.
+        SiteError: The audit log was edited, so that it cannot tell what was sent.
     """
     with hold(hospital.site.ledger):
         if not _is_sound(hospital):
-            return _replace(hospital, by, opt_outs, plans)
+            return _replace(hospital, told)
         with hospital.ledger() as ledger:
-            opted_out = ledger.opted_out()
-            lost = ledger.lost_studies()
-            if ledger.lost_head() is None and not lost:
+            opted_out, lost = ledger.opted_out(), ledger.lost_studies()
+            heads = ledger.lost_heads(hospital.newest_sent())
+            if not heads and not lost:
                 return Recovery("nothing-lost", len(opted_out))
-            again = _pseudonyms(hospital, opt_outs, opted_out, least=len(opted_out))
-            unknown = _find(hospital, lost, plans)
-            uses = _of_everyone(hospital, unknown) + _ever_approved(hospital)
+            again = _pseudonyms(hospital, told, opted_out, least=len(opted_out))
+            plans = _charged(hospital, told, lost)
             for patient in sorted(again):
                 ledger.opt_out(patient)
-            ledger.adopt(uses)
-        hospital.log(Event(event="ledger-adopted", by=by))
+            ledger.adopt(plans, heads)
+        hospital.log(Event(event="ledger-adopted", by=told.by))
         return Recovery("adopted", len(again))
 
 
@@ -92,9 +101,7 @@ def _is_sound(hospital: Hospital) -> bool:
     return True
 
 
-def _replace(
-    hospital: Hospital, by: str, opt_outs: Collection[str] | None, plans: Sequence[Study]
-) -> Recovery:
+def _replace(hospital: Hospital, told: Told) -> Recovery:
     """Begin a new ledger that has everything charged, and swap it in.
 
     Killed at any point, the site either still refuses to train or has the new ledger.
@@ -104,15 +111,14 @@ def _replace(
     saved = [salvage(old, vault) for old in olds]
     opted_out = _pseudonyms(
         hospital,
-        opt_outs,
+        told,
         frozenset[str]().union(*(old.opted_out for old in saved)),
         least=max(old.opt_outs for old in saved),
     )
-    uses = [use for old in saved for use in old.uses]
+    plans = [plan for old in saved for plan in old.plans]
     known = _known_anchor(hospital)
-    lost = set(known.studies) - {use.plan.study for use in uses}
-    uses += _of_everyone(hospital, _find(hospital, lost, plans))
-    uses += _ever_approved(hospital, vouched=saved[-1].vouched)
+    plans += _charged(hospital, told, set(known.studies) - {plan.study for plan in plans})
+    sent = _newest_sent(hospital)
     write_anchor(path, vault, known)
     new = path.with_name("recovered.sqlite")
     for file in _files(new):
@@ -120,7 +126,7 @@ def _replace(
     aside = path.with_name(f"{path.name}.set-aside-{hospital.now():%Y%m%dT%H%M%S%f}")
     with Ledger(new, vault, hospital.now) as ledger:
         ledger.claim(known.claimed, known.studies)
-        ledger.adopt(uses)
+        ledger.adopt(plans, ledger.lost_heads(sent))
         for patient in sorted(opted_out):
             ledger.opt_out(patient)
     # The log files first: a new database must not find an old one's.
@@ -130,26 +136,27 @@ def _replace(
     new.rename(path)
     anchor_path(new).rename(anchor_path(path))
     sync_folder(path.parent)
-    hospital.log(Event(event="ledger-replaced", by=by))
+    hospital.log(Event(event="ledger-replaced", by=told.by))
     return Recovery("replaced", len(opted_out), aside if aside.exists() else None)
 
 
 def _pseudonyms(
-    hospital: Hospital, ids: Collection[str] | None, known: frozenset[str], least: int
+    hospital: Hospital, told: Told, known: frozenset[str], least: int
 ) -> frozenset[str]:
     """Return the pseudonyms of all who have opted out: those listed and those known.
 
     Args:
         hospital: The site.
-        ids: Patients as a person listed them.
+        told: What a person says.
         known: Pseudonyms the ledger still vouches for.
         least: How many there were, recognised or not.
 
     Raises:
         LedgerError: There is no list, or there were more.
     """
-    opted_out = known | {hospital.vault.pseudonym(patient) for patient in ids or ()}
-    if ids is not None and len(opted_out) >= least:
+    listed = told.opt_outs
+    opted_out = known | {hospital.vault.pseudonym(patient) for patient in listed or ()}
+    if listed is not None and len(opted_out) >= least:
         return opted_out
     found = f"{least} patients had opted out, {len(opted_out)} of them are known"
     raise LedgerError(
@@ -171,6 +178,26 @@ def _known_anchor(hospital: Hospital) -> Anchor:
     return Anchor(instance="(lost)", claimed=newest, studies=studies)
 
 
+def _charged(hospital: Hospital, told: Told, lost: Collection[str]) -> list[Plan]:
+    """Return the plans of lost studies and of every study that is approved or was.
+
+    Raises:
+        LedgerError: A plan is missing, or it is not said whether evaluations may be exact.
+    """
+    exact = told.exact or hospital.site.config.policy.evaluation == "exact"
+    if not exact and told.exact is None:
+        raise LedgerError(
+            "it must be said whether exact evaluations were allowed since (policy.evaluation)",
+            str(hospital.site.ledger),
+            "Give --exact if they may have been, at any time, and else --no-exact",
+        )
+    approvals = hospital.approvals
+    studies = {study.digest: study for study in _find(hospital, lost, told.plans)}
+    for approval in (*approvals.approved(), *approvals.revoked()):
+        studies[approval.digest] = approval.study
+    return [plan for study in studies.values() for plan in _plans(study, exact=exact)]
+
+
 def _find(hospital: Hospital, digests: Collection[str], given: Sequence[Study]) -> list[Study]:
     """Return the studies of these digests, from what a person gave and what the site holds.
 
@@ -187,57 +214,26 @@ def _find(hospital: Hospital, digests: Collection[str], given: Sequence[Study]) 
     return [known[digest] for digest in sorted(digests)]
 
 
-def _ever_approved(hospital: Hospital, *, vouched: bool = True) -> list[Wanted]:
-    """Return the plans of every study that is approved or was, and who is charged for it.
-
-    Args:
-        hospital: The site.
-        vouched: Whether the ledger knows the patients of then; if so, those of today pay too.
-    """
-    approved = [approval.study for approval in hospital.approvals.approved()]
-    revoked = [approval.study for approval in hospital.approvals.revoked()]
-    if not vouched:
-        return _of_everyone(hospital, [*approved, *revoked])
-    uses = [use for study in approved for use in _of_today(hospital, study)]
-    for study in revoked:
-        try:
-            uses += _of_today(hospital, study)
-        except DataError:  # its data may be gone for good
-            uses += _of_everyone(hospital, [study])
-    return uses
-
-
-def _of_today(hospital: Hospital, study: Study) -> list[Wanted]:
-    """Return the plans of a study with the patients it would have today."""
-    cohort = hospital.load_cohort(hospital.site, study)
-    train, held_out = frozenset(cohort.train.patients), frozenset(cohort.held_out.patients)
-    return [
-        Wanted(plan, train if plan.purpose in ("describe", "train") else held_out)
-        for plan in _plans(hospital, study)
-    ]
-
-
-def _of_everyone(hospital: Hospital, studies: Iterable[Study]) -> list[Wanted]:
-    """Return the plans of studies with all patients there are or will be."""
-    return [
-        Wanted(plan, frozenset({EVERYONE})) for study in studies for plan in _plans(hospital, study)
-    ]
-
-
-def _plans(hospital: Hospital, study: Study) -> list[Plan]:
+def _plans(study: Study, *, exact: bool) -> list[Plan]:
     """Return the plans of a study, which cost no less than they did here."""
     # Of how many patients cannot be known; the fewer, the larger the default delta and the
     # smaller the noise.
     patients = 1
-    policy = hospital.site.config.policy.evaluation
-    kinds = {"none": (False,), "noised": (False,), "exact": (False, True)}[policy]
     try:
         plans = [training_plan(study, patients)]
     except StudyError:  # no noise keeps its budget, so that it never got a round
         return []
     if study.needs_statistics:
         plans.append(description_plan(study, patients))
-    return plans + [evaluation_plan(study, patients, exact=exact) for exact in kinds]
+    kinds = (False, True) if exact else (False,)
+    return plans + [evaluation_plan(study, patients, exact=each) for each in kinds]
+
+
+def _newest_sent(hospital: Hospital) -> LedgerHead | None:
+    """Return the newest head the audit log says was sent; None if it cannot say."""
+    with contextlib.suppress(SiteError):
+        return hospital.newest_sent()
+    return None
 
 
 def _files(path: Path) -> list[Path]:

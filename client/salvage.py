@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.privacy.budget import Wanted
 from client.privacy.chain import Entry, cohort_id, verify
-from client.privacy.groups import EVERYONE
+from client.privacy.groups import plans_of
 from client.privacy.plans import Plan
 from client.vault import Vault
 from shared.errors import LedgerError
@@ -22,15 +21,12 @@ class Salvage:
     """What a ledger still says.
 
     Attributes:
-        vouched: Whether chain and cohorts are whole under the present vault key.
-        uses: Each plan with the patients it was used on; with everyone if the ledger does not
-            vouch for who they were, or names them by the pseudonyms of another key.
+        plans: Of the studies it knew. Who joined them it no longer vouches for.
         opt_outs: How many patients had opted out.
         opted_out: Those of them whose pseudonyms hold under the present key.
     """
 
-    vouched: bool
-    uses: tuple[Wanted, ...]
+    plans: tuple[Plan, ...]
     opt_outs: int
     opted_out: frozenset[str]
 
@@ -39,36 +35,21 @@ def salvage(path: Path, vault: Vault) -> Salvage:
     """Read all that can be read of a ledger; a missing file, or none of ours, says nothing."""
     entries: list[Entry] = []
     members: dict[str, set[str]] = defaultdict(set)
-    read_whole = False
     with contextlib.suppress(sqlite3.Error, TypeError), _reading(path) as database:
         for row in database.execute("select cohort, patient from cohort_member"):
             members[row["cohort"]].add(row["patient"])
         for row in database.execute("select * from entry order by seq"):
             entries.append(Entry(**dict(row)))
-        read_whole = True
     cohorts = {e.cohort: frozenset(members[e.cohort]) for e in entries if e.cohort}
     whole = {identity for identity, patients in cohorts.items() if cohort_id(patients) == identity}
-    vouched = read_whole and _verified(entries, vault) and whole == cohorts.keys()
     opt_outs = {e.cohort for e in entries if e.kind == "opt-out" and e.cohort}
     held = opt_outs & whole if _verified(entries[:1], vault) else set[str]()
     return Salvage(
-        vouched,
-        tuple(_uses(entries, cohorts if vouched else None)),
+        # Their costs may have been edited: without the note they are computed anew.
+        tuple(plans_of([replace(e, note="") for e in entries]).values()),
         len(opt_outs),
         frozenset[str]().union(*(cohorts[identity] for identity in held)),
     )
-
-
-def _uses(
-    entries: Sequence[Entry], cohorts: Mapping[str, frozenset[str]] | None
-) -> Iterator[Wanted]:
-    for plan in (Plan.of_entry(e) for e in entries if e.kind == "plan"):
-        if cohorts is None:
-            yield Wanted(plan, frozenset({EVERYONE}))
-        else:
-            own = (e for e in entries if (e.study, e.purpose) == (plan.study, plan.purpose))
-            patients = (cohorts[e.cohort] for e in own if e.cohort)
-            yield Wanted(plan, frozenset[str]().union(*patients))
 
 
 def _verified(entries: Sequence[Entry], vault: Vault) -> bool:

@@ -10,9 +10,9 @@ from torch import nn
 
 from client.evaluation import Evaluation, evaluate
 from client.hospital import Hospital
-from client.policy import limits, shares_subgroups
-from client.privacy.budget import Wanted
+from client.policy import shares_subgroups
 from client.privacy.ledger import Ledger
+from client.privacy.plans import Plan
 from client.privacy.stream import RandomStream
 from client.terms import Term
 from client.training import train_round
@@ -52,30 +52,27 @@ class Session:
     stream: RandomStream
 
     def reserve(
-        self, wanted: Sequence[Wanted], *, round_number: int | None = None
+        self, wanted: Sequence[tuple[Plan, int]], *, round_number: int | None = None
     ) -> tuple[int, ...]:
-        """Charge uses of the study's plans, durably; only then may anything be computed.
+        """Use up uses of the study's plans, durably; only then may anything be computed.
 
         Args:
-            wanted: The uses.
-            round_number: Under which they are charged; None: the request's.
+            wanted: Plans and how often each is to be used.
+            round_number: Under which they are reserved; None: the request's.
 
         Returns:
-            The ledger entries that paid, for `Ledger.commit`.
+            The ledger entries that say so, for `Ledger.commit`.
 
         Raises:
-            PolicyRefusal: `budget-exhausted`; nothing was charged.
-            LedgerError: Nothing could be written, and nothing was charged.
+            PolicyRefusal: `budget-exhausted`; nothing was used.
+            LedgerError: Nothing could be written, and nothing was used.
         """
-        paid = self.ledger.reserve(
+        return self.ledger.reserve(
             wanted,
-            limits(self.hospital.site.config.policy),
             run=self.request.run,
             round_number=self.request.round if round_number is None else round_number,
             attempt=self.request.attempt,
-            later=self.work.later(),
         )
-        return tuple(reservation.seq for reservation in paid)
 
     def train(
         self, model: nn.Module, round_number: int, loss: Criterion, terms: Sequence[Term] = ()

@@ -61,7 +61,7 @@ def create_site(
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.chmod(0o700)
-        pki.create_node_key(home)
+        pki.create_node_key(home, name)
         Vault.open(home / "vault.key")
         (home / "ca.pem").write_text(invitation.ca)
         (home / "server.pub").write_text(invitation.signing_key)

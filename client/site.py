@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from shared.errors import SiteError
+from shared.names import SiteName
 from shared.study import explain_validation
 
 
@@ -81,6 +82,9 @@ class DataSource(Section):
         default_factory=dict, description="the study's column -> where and how it is in the table"
     )
     decimal: Literal[".", ","] = Field(default=".", description="decimal point of the table")
+    encoding: Literal["utf-8", "cp1252"] = Field(
+        default="utf-8", description="encoding of both tables"
+    )
     without_patient_id: Literal["refuse", "image-is-patient"] = Field(
         default="refuse", description="images whose patient is unknown"
     )
@@ -126,7 +130,7 @@ class Compute(Section):
 class SiteConfig(Section):
     """All of `site.toml`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+    name: SiteName
     server: Server
     data: DataSource
     policy: Policy = Policy()

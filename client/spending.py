@@ -1,21 +1,28 @@
-"""What patients have spent, have reserved and have left: the report the site can show."""
+"""What patients are charged and have left: the report the site can show."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from client.privacy.budget import held_back, plans_of, uses_of
+from client.privacy.account import Limits, allowance, best_order, bound, divergence
+from client.privacy.budget import account_orders
 from client.privacy.chain import Entry, Purpose
 from client.privacy.groups import (
     EVERYONE,
     Charge,
-    Group,
-    Members,
+    Key,
+    bare,
     charges_of,
+    closed_studies,
+    epsilon_of,
     group_patients,
-    spent,
+    joined,
+    key_of,
+    plans_of,
+    uses_of,
 )
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
@@ -33,7 +40,7 @@ class PlanReport(Record):
     Attributes:
         noise_multiplier: Noise over sensitivity; 0: none, and no guarantee.
         steps: Of one use.
-        used: Uses charged; rounds for training.
+        used: Uses reserved; rounds for training.
         committed: Uses that were carried out.
         uses: Most uses; the noise is calibrated for this many.
         spares: Part of `uses` kept for repeats.
@@ -54,25 +61,28 @@ class PlanReport(Record):
 
 
 class Account(Record):
-    """Epsilon of a group of patients with the same history; infinite values are left out.
+    """What patients with the same history are charged, in one study or for life.
+
+    Whoever takes part in a study is charged all of it at once: every round, spare ones too.
 
     Attributes:
         study: Digest; empty: all studies together, for life.
         patients: How many patients are in the group.
-        spent: Charged so far, reservations that were never committed included.
-        reserved: What the rest of open studies will add.
-        left: Of the budget after both.
+        epsilon: The bound that holds for them. In a study: of all they are charged. For life:
+            the budget; more only for those who were charged more by an earlier release, or
+            under a larger budget.
+        used: Part of the budget that is charged; for life, of its Renyi divergence at the order
+            their account is kept at.
         budget: Of the study, or the policy's for life.
-        delta: At which all of these hold.
-        unprotected: What was also released without noise: no guarantee covers it.
+        delta: At which these hold.
+        unprotected: What is also released without noise: no guarantee covers it.
         others: Whether it also holds for every patient no other account counts, now or later.
     """
 
     study: str
     patients: int
-    spent: float
-    reserved: float
-    left: float
+    epsilon: float
+    used: float
     budget: float
     delta: float
     unprotected: tuple[Purpose, ...] = ()
@@ -97,82 +107,110 @@ class SpendingReport(Record):
     head: str
 
 
-def spending_report(ledger: Ledger, *, budget: float, delta: float) -> SpendingReport:
-    """Report all spending, per group and study and per group for life.
+def spending_report(ledger: Ledger, limits: Limits) -> SpendingReport:
+    """Report all that is charged, per group and study and per group for life.
 
     Args:
         ledger: The site's ledger.
-        budget: The policy's largest epsilon per patient over all studies.
-        delta: The policy's delta, at which that budget holds.
+        limits: What the policy grants each patient over all studies.
     """
     entries, members = ledger.entries(), ledger.members()
-    charges, coming = charges_of(entries), held_back(entries)
+    charges, have = charges_of(entries), joined(entries, members)
     accounts = []
-    for study in dict.fromkeys(charge.study for charge in charges):
-        plan = _main_plan(entries, study)
-        own = [c for c in charges if c.study == study]
-        later = [c for c in coming if c.study == study]
-        accounts += _accounts(study, own, later, members, plan.epsilon, plan.delta)
-    lifetime = _accounts("", charges, coming, members, budget, delta)
+    for study in dict.fromkeys(key[0] for key in have):
+        own = {key: patients for key, patients in have.items() if key[0] == study}
+        accounts += _merged(_study_accounts(study, charges, own))
+    lifetime = _merged(_lifetime_accounts(charges, have, account_orders(entries, members), limits))
     return SpendingReport(
         plans=tuple(_plan_report(plan, entries) for plan in plans_of(entries).values()),
         accounts=(*accounts, *lifetime),
         patients=sum(account.patients for account in lifetime),
         opted_out=len(ledger.opted_out()),
-        entries=entries[-1].seq,
-        head=entries[-1].hash,
+        entries=ledger.head().entries,
+        head=ledger.head().hash,
     )
 
 
-def study_epsilon(entries: Sequence[Entry], members: Members, plan: Plan) -> float:
-    """Return what a study's worst-off patients have spent in it, at the plan's delta."""
-    charges = [charge for charge in charges_of(entries) if charge.study == plan.study]
-    groups = group_patients([charge.cohort for charge in charges], members)
-    return max((spent(group, charges, plan.delta).epsilon for group in groups), default=0.0)
+def study_epsilon(entries: Sequence[Entry], plan: Plan) -> float:
+    """Return what the uses a study has made cost a patient who was in all of them.
 
-
-def _accounts(
-    study: str,
-    charges: list[Charge],
-    coming: list[Charge],
-    members: Members,
-    budget: float,
-    delta: float,
-) -> list[Account]:
-    """Return one account for each group of patients charged or to be charged."""
-    cohorts = [charge.cohort for charge in (*charges, *coming)]
-    found: dict[tuple[float, float, tuple[Purpose, ...]], frozenset[str]] = {}
-    for group in group_patients(cohorts, members):
-        key = _state(group, charges, coming, delta)
-        found[key] = found.get(key, frozenset()) | group.patients
-    return [
-        Account(
-            study=study,
-            patients=len(patients - {EVERYONE}),
-            spent=now,
-            reserved=max(0.0, later - now),
-            left=max(0.0, budget - max(now, later)),
-            budget=budget,
-            delta=delta,
-            unprotected=unprotected,
-            others=EVERYONE in patients,
-        )
-        for (now, later, unprotected), patients in found.items()
+    Of the two sides, training and held-out, the larger; at the plan's delta. It says nothing of
+    who the patients were.
+    """
+    made = [
+        Charge(each, uses_of(entries, *key))
+        for key, each in plans_of(entries).items()
+        if key[0] == plan.study
     ]
+    training = [c for c in made if c.plan.purpose in ("describe", "train")]
+    held_out = [c for c in made if c.plan.purpose not in ("describe", "train")]
+    return max(epsilon_of(side, plan.delta) for side in (training, held_out))
 
 
-def _state(
-    group: Group, charges: list[Charge], coming: list[Charge], delta: float
-) -> tuple[float, float, tuple[Purpose, ...]]:
-    now = spent(group, charges, delta)
-    later = spent(group, charges + coming, delta)
-    return now.epsilon, later.epsilon, tuple(sorted(now.unprotected))
+def _study_accounts(
+    study: str, charges: Mapping[Key, Charge], have: Mapping[Key, frozenset[str]]
+) -> list[tuple[Account, frozenset[str]]]:
+    main = max((charges[key].plan for key in have), key=lambda plan: plan.epsilon)
+    found = []
+    for group in group_patients(have):
+        own = [charges[key] for key in group.plans]
+        epsilon = epsilon_of(own, main.delta)
+        account = Account(
+            study=study,
+            patients=0,
+            epsilon=epsilon,
+            used=epsilon / main.epsilon if main.epsilon else 0.0,
+            budget=main.epsilon,
+            delta=main.delta,
+            unprotected=tuple(sorted(bare(own))),
+        )
+        found.append((account, group.patients))
+    return found
 
 
-def _main_plan(entries: Sequence[Entry], study: str) -> Plan:
-    """Return the study's plan with the largest epsilon: its budget."""
-    plans = [plan for key, plan in plans_of(entries).items() if key[0] == study]
-    return max(plans, key=lambda plan: plan.epsilon)
+def _lifetime_accounts(
+    charges: Mapping[Key, Charge],
+    have: Mapping[Key, frozenset[str]],
+    orders: Mapping[str, float],
+    limits: Limits,
+) -> list[tuple[Account, frozenset[str]]]:
+    found = []
+    for group in group_patients(have):
+        own = [charges[key] for key in group.plans]
+        of_order: dict[float, set[str]] = defaultdict(set)
+        for patient in group.patients:
+            of_order[orders.get(patient, best_order(limits))].add(patient)
+        found += [
+            (_lifetime_account(own, order, limits), frozenset(patients))
+            for order, patients in of_order.items()
+        ]
+    return found
+
+
+def _lifetime_account(own: Collection[Charge], order: float, limits: Limits) -> Account:
+    spent, granted = divergence(own, order), allowance(limits, order)
+    used = spent / granted if granted else float(spent > 0)
+    over = spent > granted
+    return Account(
+        study="",
+        patients=0,
+        epsilon=bound(spent, order, limits.delta) if over else limits.epsilon,
+        used=used,
+        budget=limits.epsilon,
+        delta=limits.delta,
+        unprotected=tuple(sorted(bare(own))),
+    )
+
+
+def _merged(found: Sequence[tuple[Account, frozenset[str]]]) -> list[Account]:
+    """Return one account for all groups that are charged the same."""
+    patients: dict[Account, frozenset[str]] = {}
+    for account, own in found:
+        patients[account] = patients.get(account, frozenset()) | own
+    return [
+        account.model_copy(update={"patients": len(own - {EVERYONE}), "others": EVERYONE in own})
+        for account, own in patients.items()
+    ]
 
 
 def _plan_report(plan: Plan, entries: Sequence[Entry]) -> PlanReport:
@@ -180,11 +218,12 @@ def _plan_report(plan: Plan, entries: Sequence[Entry]) -> PlanReport:
     committed = sum(
         e.uses
         for e in entries
-        if e.seq in done and (e.study, e.purpose) == (plan.study, plan.purpose)
+        if e.kind == "reserve" and e.number in done and (e.study, e.purpose) == key_of(plan)
     )
+    names = Plan.__dataclass_fields__.keys() & PlanReport.model_fields.keys()
     return PlanReport(
-        **{name: getattr(plan, name) for name in Plan.__dataclass_fields__},
-        used=uses_of(entries, plan.study, plan.purpose),
+        **{name: getattr(plan, name) for name in names},
+        used=uses_of(entries, *key_of(plan)),
         committed=committed,
-        closed=any(e.kind == "close" and e.study == plan.study for e in entries),
+        closed=plan.study in closed_studies(entries),
     )

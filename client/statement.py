@@ -163,14 +163,18 @@ code {{ word-break: break-all; font-size: .8rem }}
 </style></head><body>
 <h1>Privacy statement of {html.escape(statement.site)}</h1>
 <p>{html.escape(statement.time)} (UTC). {spending.patients} patients have taken part in training or
-evaluation; {spending.opted_out} have opted out. What they had spent by then stays counted.</p>
+evaluation; {spending.opted_out} have opted out. What they were charged by then stays counted.</p>
 <p>The guarantee is differential privacy with the patient as the unit: what left this hospital
 would have been almost the same without any one patient, all images included. Epsilon bounds
-how much it can differ, except with a chance of delta. Everything reserved is counted as spent,
-whether or not it was carried out. What can no longer be said of whom is counted for everyone: "all
-others" are the patients no other line counts, those of the future among them.</p>
+how much it can differ, except with a chance of delta. Who takes part in a study is charged all
+of it at once, spare rounds included, whether or not they come; what was not used is free again
+when the study is closed. What can no longer be said of whom is counted for everyone: "all others"
+are the patients no other line counts, those of the future among them.</p>
 {unit}
 <h2>For life, over all studies</h2>
+<p>Whatever studies follow, and whoever chooses them after seeing the last, these patients keep this
+epsilon: a study that has no room in what is left takes none of them. "Charged" is the part of the
+budget that is gone.</p>
 {_account_table(lifetime, {})}
 <h2>By study</h2>
 {_account_table(studies, statement.studies)}
@@ -187,15 +191,17 @@ others" are the patients no other line counts, those of the future among them.</
 
 
 def _account_table(accounts: list[Account], names: dict[str, str]) -> str:
-    head = ("Study", "Patients", "Spent", "Reserved", "Left", "Budget", "Delta")
+    head = ("Study", "Patients", "Epsilon", "Budget", "Charged", "Delta")
     rows = []
     for account in accounts:
         name = _name(account.study, names) if account.study else "all"
-        numbers = [f"{x:.2f}" for x in (account.spent, account.reserved, account.left)]
+        epsilon = f"{account.epsilon:.2f}"
         if account.unprotected:
             what = ", ".join(account.unprotected)
-            numbers[0] = f'<span class="none">no guarantee ({html.escape(what)})</span>'
-        rows.append((name, account.who, *numbers, f"{account.budget:g}", f"{account.delta:g}"))
+            epsilon = f'<span class="none">no guarantee ({html.escape(what)})</span>'
+        used = f"{account.used:.0%}"
+        budget, delta = f"{account.budget:g}", f"{account.delta:g}"
+        rows.append((name, account.who, epsilon, budget, used, delta))
     return _table(head, rows)
 
 

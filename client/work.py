@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 from client.data.cohort import Cohort, PatientSet
 from client.policy import check_delta, check_patients, limits, shares_counts
 from client.privacy.budget import Wanted
+from client.privacy.chain import Purpose
 from client.privacy.ledger import Ledger
 from client.privacy.plans import (
     Plan,
@@ -49,24 +51,16 @@ class Work:
     evaluation: Plan | None
     evaluations: int
 
-    def uses(self) -> list[Wanted]:
-        """Return what to reserve: the uses of each plan that the task carries out."""
-        description = _wanted(self.description, self.train)
-        evaluation = _wanted(self.evaluation, self.held_out, self.evaluations)
-        training = _wanted(self.training, self.train)
+    def uses(self) -> list[tuple[Plan, int]]:
+        """Return what to reserve: the plans that the task uses, and how often."""
+        evaluation = [(self.evaluation, self.evaluations)] if self.evaluation else []
         if self.task == "describe":
-            return description
-        return evaluation + training if self.task == "train" else evaluation
+            return [(self.description, 1)] if self.description else []
+        return [*evaluation, *self.tuning()] if self.task == "train" else evaluation
 
-    def tuning(self) -> list[Wanted]:
+    def tuning(self) -> list[tuple[Plan, int]]:
         """Return what to reserve for a round of fine-tuning the site's own model."""
-        return _wanted(self.training, self.train)
-
-    def later(self) -> list[Wanted]:
-        """Return what a description only makes sense with: the plans of the study to come."""
-        if self.task != "describe":
-            return []
-        return _wanted(self.training, self.train) + _wanted(self.evaluation, self.held_out)
+        return [(self.training, 1)] if self.training else []
 
 
 def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: Cohort) -> Work:
@@ -83,8 +77,6 @@ def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: 
     if task != "evaluate" or study.training.personal_rounds:
         check_patients(policy, study, train.labels)
         training = ledger.plan(study.digest, "train") or training_plan(study, patients)
-        train = _eligible(ledger, training, train, policy)
-        check_patients(policy, study, train.labels)
     if task == "describe":
         stored = ledger.plan(study.digest, "describe")
         description = stored or description_plan(study, patients)
@@ -93,22 +85,39 @@ def plan_work(ledger: Ledger, study: Study, task: Task, policy: Policy, cohort: 
         exact = policy.evaluation == "exact"
         stored = ledger.plan(study.digest, "exact-evaluation" if exact else "evaluate")
         evaluation = stored or evaluation_plan(study, patients, exact=exact)
-        held_out = _eligible(ledger, evaluation, held_out, policy)
         if not shares_counts(policy, study, held_out.labels):
             log.warning("too few held-out patients for exact counts: no evaluation leaves")
             evaluation = None
     evaluation = evaluation if len(held_out) else None
     evaluations = study.closing_evaluations if task == "evaluate" else 1
-    return Work(task, train, held_out, description, training, evaluation, evaluations)
+    wanted = [
+        *_wanted(train, description, training),
+        *(_wanted(held_out, evaluation) if task != "describe" else ()),
+    ]
+    joined = ledger.join(wanted, limits(policy))
+    return Work(
+        task,
+        _who_joined(train, joined, description or training),
+        held_out if task == "describe" else _who_joined(held_out, joined, evaluation),
+        description,
+        training,
+        evaluation,
+        evaluations,
+    )
 
 
-def _wanted(plan: Plan | None, patients: PatientSet, uses: int = 1) -> list[Wanted]:
-    return [Wanted(plan, frozenset(patients.patients), uses)] if plan else []
+def _wanted(side: PatientSet, *plans: Plan | None) -> list[Wanted]:
+    return [Wanted(plan, frozenset(side.patients)) for plan in plans if plan]
 
 
-def _eligible(ledger: Ledger, plan: Plan, patients: PatientSet, policy: Policy) -> PatientSet:
-    """Return the patients without those who opted out or have no budget left."""
-    wanted = Wanted(plan, frozenset(patients.patients))
-    allowed = ledger.eligible(wanted, limits(policy))
-    stays = torch.tensor([p in allowed for p in patients.patients], dtype=torch.bool)
-    return patients if bool(stays.all()) else patients.only(stays)
+def _who_joined(
+    side: PatientSet, joined: Mapping[Purpose, frozenset[str]], plan: Plan | None
+) -> PatientSet:
+    """Return the patients who take part; the others are as if they were not there."""
+    if plan is None:
+        return side
+    here = joined[plan.purpose]
+    stays = torch.tensor([patient in here for patient in side.patients], dtype=torch.bool)
+    if absent := len(stays) - int(stays.sum()):
+        log.warning("%d of %d patients take no part: %s", absent, len(stays), plan.purpose)
+    return side if bool(stays.all()) else side.only(stays)

@@ -138,6 +138,14 @@ class HeadBook:
             if after != before:
                 write_atomically(self._path, _BOOK.dump_json(after, indent=1))
 
+    def rename(self, old: str, new: str) -> None:
+        """Keep what is known of a site under another name from now on."""
+        with _locked(self._path.with_suffix(".lock")):
+            before = self._read()
+            if old in before:
+                after = {(new if site == old else site): known for site, known in before.items()}
+                write_atomically(self._path, _BOOK.dump_json(after, indent=1))
+
     def _read(self) -> dict[str, Known]:
         """Return the book as it is now; it is replaced whole, so reading needs no lock."""
         try:

@@ -7,13 +7,13 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from server.countersign import Countersigner
 from shared import pki
 from shared.errors import CoordinatorError
+from shared.names import SiteName, same_name
 from shared.study import Study
 
 HOME = "CONSILIUM_SERVER_HOME"
@@ -34,7 +34,7 @@ class EnrolledSite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+    name: SiteName
     node: int
     public_key: str
     since: str
@@ -118,9 +118,14 @@ class ServerHome:
             CoordinatorError: No such site is enrolled.
         """
         for site in self.sites():
-            if site.name == name:
+            if same_name(site.name, name):
                 return site
         raise CoordinatorError("no site of this name is enrolled", name, "See `server sites`")
+
+    def change_site(self, name: str, after: EnrolledSite) -> None:
+        """Remember an enrolled site otherwise than before."""
+        sites = tuple(after if site.name == name else site for site in self.sites())
+        _write(self.path / "sites.json", _SITES.dump_json(sites, indent=1).decode())
 
     def remove_site(self, name: str) -> None:
         """Forget an enrolled site."""

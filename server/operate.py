@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from server.home import EnrolledSite, ServerHome
+from server.home import ServerHome
 from server.invite import invitation
 from shared import logs
 from shared.errors import CoordinatorError
@@ -88,34 +86,46 @@ def enrol(
     name: Annotated[str, typer.Argument(help="the hospital's name, as in its site.toml")],
     key: Annotated[Path, typer.Argument(help="the node.pub the hospital sent")],
 ) -> None:
-    """Let a hospital's node connect."""
-    from server.link import control
+    """Let a hospital's node connect, also one that was revoked before."""
+    from server import enrolment
 
-    server = ServerHome(home)
-    public = _public_key(key)
-    try:
-        EnrolledSite(name=name, node=0, public_key="", since="")
-    except ValidationError:
-        raise CoordinatorError(
-            "this cannot be a hospital's name", name, "Take the one of its site.toml"
-        ) from None
-    if any(site.name == name for site in server.sites()):
-        raise CoordinatorError("a site of this name is enrolled already", name)
-    node = control(server).register(public, name)
-    server.add_site(name, node, public.decode().strip())
-    typer.echo(f"Enrolled {name} as node {node}.")
+    site = enrolment.enrol(ServerHome(home), name, key)
+    typer.echo(f"Enrolled {site.name} as node {site.node}.")
 
 
 @app.command()
 def revoke(home: Home, name: Annotated[str, typer.Argument(help="the hospital's name")]) -> None:
     """Take a hospital's node off; the others are not touched."""
-    from server.link import control
+    from server import enrolment
 
-    server = ServerHome(home)
-    site = server.site(name)
-    control(server).unregister(site.node)
-    server.remove_site(name)
+    enrolment.revoke(ServerHome(home), name)
     typer.echo(f"{name} can no longer connect.")
+
+
+@app.command()
+def rename(
+    home: Home,
+    old: Annotated[str, typer.Argument(help="the hospital's name now")],
+    new: Annotated[str, typer.Argument(help="its name from now on")],
+) -> None:
+    """Give a hospital another name; its site.toml must have the same."""
+    from server import enrolment
+
+    enrolment.rename(ServerHome(home), old, new)
+    typer.echo(f"{old} is {new} from now on, and must be so in its site.toml.")
+
+
+@app.command("new-key")
+def new_key(
+    home: Home,
+    name: Annotated[str, typer.Argument(help="the hospital's name")],
+    key: Annotated[Path, typer.Argument(help="the new node.pub the hospital sent")],
+) -> None:
+    """Let a hospital connect with another key, and with the old one no longer."""
+    from server import enrolment
+
+    site = enrolment.renew_key(ServerHome(home), name, key)
+    typer.echo(f"{site.name} connects with its new key, as node {site.node}.")
 
 
 @app.command()
@@ -123,18 +133,5 @@ def sites(home: Home) -> None:
     """List the enrolled hospitals."""
     table = Table("name", "node", "enrolled")
     for site in ServerHome(home).sites():
-        table.add_row(site.name, str(site.node), site.since)
+        table.add_row(Text(site.name), str(site.node), site.since)
     Console().print(table)
-
-
-def _public_key(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        load_ssh_public_key(content)
-    except OSError as error:
-        raise CoordinatorError(f"cannot read the key: {error.strerror}", str(path)) from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise CoordinatorError(
-            "this is not a node's public key", str(path), "Ask the hospital for its node.pub"
-        ) from None
-    return content

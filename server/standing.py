@@ -19,6 +19,9 @@ from shared.errors import CoordinatorError
 MOST_STARTS = 5
 """How often a run is taken up by itself without finishing a round in between."""
 
+SITES = "sites.json"
+"""File of a run with who may take part."""
+
 _PROCESS = "process.json"
 """File of a run with Flower's id of the process that last worked on it."""
 
@@ -79,9 +82,27 @@ def start_run(home: ServerHome, name: str) -> int:
         last = process_of(folder)
         if last is not None and not api.run_status(last).finished:
             return last
+        _find_sites_again(home, folder)
         run_id = api.start_run(name)
         write_atomically(folder / _PROCESS, json.dumps({"flower_run": run_id}).encode())
     return run_id
+
+
+def sites_of(folder: Path) -> dict[int, str]:
+    """Return who may take part in a run, node id to name."""
+    return {int(node): name for node, name in json.loads((folder / SITES).read_bytes()).items()}
+
+
+def _find_sites_again(home: ServerHome, folder: Path) -> None:
+    """Bring the nodes of a run's sites up to date: enrolled again, with a new key, or renamed."""
+    enrolled = home.sites()
+    nodes = {site.name: site.node for site in enrolled}
+    names = {site.node: site.name for site in enrolled}
+    now = {
+        str(nodes.get(name, node)): name if name in nodes else names.get(node, name)
+        for node, name in sites_of(folder).items()
+    }
+    write_atomically(folder / SITES, json.dumps(now, indent=1).encode())
 
 
 def process_of(folder: Path) -> int | None:

@@ -116,6 +116,23 @@ def replacement_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     return _replacement_epsilon(_group(mechanisms), delta)
 
 
+def renyi(mechanism: Mechanism, orders: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the Renyi divergence of a mechanism at each order; infinite without noise.
+
+    Of both directions, a patient added and removed, the larger (Mironov, Talwar and Zhang 2019,
+    theorem 5).
+
+    Args:
+        mechanism: With all its steps.
+        orders: Above 1.
+    """
+    m = mechanism
+    if not m.steps or not m.sampling_rate:
+        return (0.0,) * len(orders)
+    once = _renyi(m.noise_multiplier, m.sampling_rate, orders)
+    return tuple(m.steps * float(one) for one in once)
+
+
 def calibrate(
     epsilon: float,
     delta: float,

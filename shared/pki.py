@@ -76,8 +76,12 @@ def issue_server_certificate(folder: Path, hosts: list[str]) -> None:
     (folder / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
 
 
-def create_node_key(home: Path) -> None:
+def create_node_key(home: Path, name: str = "") -> None:
     """Make a node's key pair: `node.key` (OpenSSH EC P-384, 0600) and `node.pub`.
+
+    Args:
+        home: The folder.
+        name: The hospital's, which travels with the public key, as its comment.
 
     Raises:
         SiteError: A key exists already.
@@ -90,7 +94,13 @@ def create_node_key(home: Path) -> None:
         key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()),
     )
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    (home / "node.pub").write_bytes(public + b"\n")
+    (home / "node.pub").write_bytes(public + f" {name}".rstrip().encode() + b"\n")
+
+
+def name_of_key(public: bytes) -> str:
+    """Return the name that travels with a node's public key; empty if there is none."""
+    parts = public.decode(errors="replace").strip().split(maxsplit=2)
+    return parts[2] if len(parts) == 3 else ""
 
 
 def _builder(

@@ -59,7 +59,7 @@ class Part(Wire):
 
 
 class LedgerHead(Part):
-    """Head of a site's ledger chain: how many entries it has and the last one's hash."""
+    """Head of a site's ledger chain: number and hash of the last entry that is not private."""
 
     entries: int = Field(ge=0)
     hash: Digest
@@ -169,14 +169,14 @@ class ScoreHistogram(Part):
 
 
 class Spending(Part):
-    """Privacy spent at a site in this study, over its worst-off group of patients."""
+    """Privacy that the uses a study made of its plan cost, whoever took part in them."""
 
-    epsilon: float = Field(ge=0, description="spent so far, reservations included")
+    epsilon: float = Field(ge=0, description="of the uses made so far, reservations included")
     budget: float = Field(ge=0)
     delta: float = Field(ge=0, lt=1)
     noise_multiplier: float = Field(ge=0, description="sigma of training; 0: no privacy")
     sampling_rate: float = Field(ge=0, le=1)
-    steps: int = Field(ge=0, description="training steps charged so far")
+    steps: int = Field(ge=0, description="training steps reserved so far")
 
 
 class Refusal(Part):

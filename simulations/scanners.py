@@ -189,7 +189,7 @@ def _common_tags(sop_class: UID, hospital: str, scanner: Scanner, grey: bool) ->
     data.ImageType = ["DERIVED", "PRIMARY"]
     data.LossyImageCompression = "00"
     if sop_class == SECONDARY_CAPTURE:
-        data.Modality, data.ConversionType, data.PatientOrientation = "OT", "WSD", ""
+        data.Modality, data.ConversionType, data.PatientOrientation = "OT", "SYN", ""
     else:
         _add_chest_tags(data)
     if grey:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from shared.errors import SimulationError
+from client.data.columns import ColumnReader
+from client.data.csv_file import Source, parse_csv, read_bytes
+from client.site import Feature
+from shared.errors import DataError, SimulationError
 from shared.study_parts import Column, Plan
 from simulations.data_files import find_data
 from simulations.parts import Indices
@@ -33,6 +34,8 @@ class TableData(Plan):
     classes: tuple[str, ...] = Field(default=(), description="default: all labels, sorted")
     groups: tuple[str, ...] = Field(default=(), description="columns that group the patients")
     missing: tuple[str, ...] = Field(default=("", "?", "NA", "NaN"), description="no value")
+    decimal: Literal[".", ","] = Field(default=".", description="sign before the decimals")
+    encoding: Literal["utf-8", "cp1252"] = "utf-8"
     zero_missing: tuple[str, ...] = Field(default=(), description="columns where 0 means that")
     test_part: float = Field(default=0.25, gt=0, lt=1, description="patients for the common test")
 
@@ -57,7 +60,7 @@ class TableData(Plan):
         """
         rows, facts = self._read()
         patients = Patients(
-            scaled_rows(rows, self.columns, self.missing, self.zero_missing),
+            self._values(rows)[0],
             np.arange(len(rows), dtype=np.int64),
             self._labels(rows, facts),
             {
@@ -73,20 +76,30 @@ class TableData(Plan):
         rows = [row for row in everyone if row[self.label] not in self.missing]
         facts = self._facts(rows)
         require_classes(self._labels(rows, facts), facts)
-        if lost := len(everyone) - len(rows):
-            facts = replace(facts, notes=(f"rows left out, as they have no label: {lost}",))
-        return rows, facts
+        notes = [] if len(everyone) == len(rows) else [_without_label(len(everyone) - len(rows))]
+        notes += self._values(rows)[1]
+        return rows, replace(facts, notes=tuple(notes))
 
     def _rows(self) -> list[Row]:
-        path = find_data(self.path)
-        rows = read_csv(Path(path))
-        needed = [*(column.name for column in self.columns), self.label, *self.groups]
-        header = rows[0] if rows else {}
-        if lacking := [name for name in needed if name not in header]:
-            raise SimulationError(
-                f"the table has no column {lacking[0]!r}", path, "Its first line holds the names"
-            )
-        return rows
+        wanted = [*(column.name for column in self.columns), self.label, *self.groups]
+        return read_csv(Path(find_data(self.path)), wanted, wanted, self.encoding)
+
+    def _values(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], list[str]]:
+        """Return the scaled columns, and a note on each that is not understood everywhere."""
+        readers = column_readers(self.columns, self.missing, self.zero_missing, self.decimal)
+        values = read_columns(rows, self.columns, readers)
+        notes = []
+        for column, reader in zip(self.columns, readers, strict=True):
+            found = reader.report(column.name, present=True)
+            if found.unclear and found.missing == len(rows):
+                raise SimulationError(
+                    f"no cell of column {column.name!r} is understood: {found.examples[0]!r}",
+                    self.path,
+                    "Set data.decimal, or correct the column",
+                )
+            if found.unclear:
+                notes.append(f"column {column.name}: {found.unclear} cells not understood, missing")
+        return values, notes
 
     def _labels(self, rows: Sequence[Row], facts: Facts) -> Indices:
         labels = [self.values.get(row[self.label], row[self.label]) for row in rows]
@@ -110,26 +123,27 @@ class TableData(Plan):
         )
 
 
-def read_csv(path: Path) -> list[Row]:
-    """Read a CSV file in UTF-8: comma, semicolon, tab or bar, header first, values stripped.
+def read_csv(
+    path: Path, wanted: Sequence[str], needed: Sequence[str], encoding: str = "utf-8"
+) -> list[Row]:
+    """Read a CSV file by the hospitals' own parser: what a simulation reads, a hospital reads.
+
+    Args:
+        path: The file.
+        wanted: Names of the columns to read.
+        needed: Those that must be there.
+        encoding: Of the text.
 
     Raises:
-        SimulationError: It cannot be read, or is not such a file.
+        SimulationError: It cannot be read, is not such a file, or lacks a column.
     """
+    columns = list(dict.fromkeys(wanted))
+    source = Source("table", "data.path", "data", str(path), "the scenario")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        delimiter = max(",;\t|", key=lines[0].count) if lines else ","
-        rows = csv.DictReader(lines, delimiter=delimiter, strict=True, restval="")
-        return [{(k or "").strip(): (v or "").strip() for k, v in _text(row)} for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        raise SimulationError(
-            "the table cannot be read", str(path), "Save it as CSV in UTF-8 with a header line"
-        ) from None
-
-
-def _text(row: dict[str, str]) -> list[tuple[str, str]]:
-    """Return the cells of a row; those beyond the header, which DictReader lists, are left."""
-    return [(key, value) for key, value in row.items() if isinstance(value, str)]
+        table = parse_csv(read_bytes(path, source), columns, needed, source, encoding)
+    except DataError as error:
+        raise SimulationError(error.what, str(path), error.todo) from None
+    return [dict(zip(columns, line.cells, strict=True)) for line in table.lines]
 
 
 def scaled_rows(
@@ -138,7 +152,7 @@ def scaled_rows(
     missing: Collection[str],
     zero_missing: Collection[str] = (),
 ) -> npt.NDArray[np.float32]:
-    """Return a table as a study takes it.
+    """Return a table as a study takes it, read as a hospital reads it.
 
     Args:
         rows: The table, as text.
@@ -150,34 +164,39 @@ def scaled_rows(
         float32 [rows, columns]: numbers from [low, high] to [-1, 1], those outside as the nearer
         end; categories as their index; NaN where there is no value, or no such category.
     """
-    values = np.full((len(rows), len(columns)), np.nan, dtype=np.float32)
-    for place, column in enumerate(columns):
-        index = {name: float(at) for at, name in enumerate(column.categories)}
-        for at, row in enumerate(rows):
-            text = row[column.name]
-            if text in missing:
-                continue
-            number = _number(text)
-            if column.name in zero_missing and number == 0:
-                continue
-            values[at, place] = (
-                index.get(text, index.get(f"{number:g}", math.nan))
-                if index
-                else _scaled(number, column)
-            )
-    return values
+    return read_columns(rows, columns, column_readers(columns, missing, zero_missing, "."))
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def column_readers(
+    columns: Sequence[Column],
+    missing: Collection[str],
+    zero_missing: Collection[str],
+    decimal: str,
+) -> list[ColumnReader]:
+    """Return a hospital's reader for each column."""
+    return [
+        ColumnReader(
+            column,
+            Feature(missing=(*missing, *["0"] * (column.name in zero_missing))),
+            decimal,
+        )
+        for column in columns
+    ]
 
 
-def _scaled(number: float, column: Column) -> float:
-    low, high = column.low or 0.0, column.high or 0.0  # both are set in columns of numbers
-    return (min(max(number, low), high) - low) / (high - low) * 2 - 1
+def read_columns(
+    rows: Sequence[Row], columns: Sequence[Column], readers: Sequence[ColumnReader]
+) -> npt.NDArray[np.float32]:
+    """Return float32 [rows, columns]: what the readers make of each cell."""
+    values = [
+        [reader.read(row[column.name]) for column, reader in zip(columns, readers, strict=True)]
+        for row in rows
+    ]
+    return np.array(values, dtype=np.float32).reshape(len(rows), len(columns))
+
+
+def _without_label(count: int) -> str:
+    return f"rows left out, as they have no label: {count}"
 
 
 def cell_indices(texts: Sequence[str], cells: Sequence[str]) -> Indices:

@@ -71,7 +71,7 @@ def _spent(hospital: Hospital, study: Study) -> Spent | None:
         plan = ledger.plan(study.digest, "train")
         if plan is None or not study.privacy.enabled:
             return None
-        epsilon = study_epsilon(ledger.entries(), ledger.members(), plan)
+        epsilon = study_epsilon(ledger.entries(), plan)
         return Spent(epsilon, plan.delta, plan.noise_multiplier)
 
 

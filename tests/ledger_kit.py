@@ -6,7 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from client.privacy.budget import Limits, Wanted
+from client.privacy.account import Limits
+from client.privacy.budget import Wanted
+from client.privacy.groups import charges_of, epsilon_of, group_patients, joined
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
 from client.vault import Vault
@@ -52,6 +54,13 @@ def people(*names: str) -> frozenset[str]:
 ANN_BOB, ANN_BOB_EVE = people("ann", "bob"), people("ann", "bob", "eve")
 
 
+def join(
+    ledger: Ledger, who: frozenset[str] = ANN_BOB, plan: Plan = TRAINING, limits: Limits = LIMITS
+) -> frozenset[str]:
+    """Let patients join a plan, and return who of them takes part."""
+    return ledger.join([Wanted(plan, who)], limits)[plan.purpose]
+
+
 def train(
     ledger: Ledger,
     number: int,
@@ -59,9 +68,20 @@ def train(
     plan: Plan = TRAINING,
     run: str = "run",
 ) -> None:
-    done = ledger.reserve([Wanted(plan, who)], LIMITS, run=run, round_number=number)
-    ledger.commit([reservation.seq for reservation in done])
+    """A round of training, as a site does it."""
+    join(ledger, who, plan)
+    ledger.commit(ledger.reserve([(plan, 1)], run=run, round_number=number))
 
 
 def used(ledger: Ledger) -> int:
     return sum(e.uses for e in ledger.entries() if e.kind == "reserve")
+
+
+def charged(ledger: Ledger) -> dict[frozenset[str], float]:
+    """Epsilon of all that each group of patients is charged, as if fixed in advance."""
+    entries, members = ledger.entries(), ledger.members()
+    charges = charges_of(entries)
+    return {
+        group.patients: epsilon_of([charges[key] for key in group.plans], DELTA)
+        for group in group_patients(joined(entries, members))
+    }

@@ -8,9 +8,11 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from client.data.reasons import Reason
+from client.data.text import folded
 from shared.errors import DataError
 
 
@@ -35,16 +37,31 @@ class Folder:
         """Return the file that a name of the labels table means, or why there is none.
 
         Names are relative to the folder and may be written with backslashes. A link counts as
-        the file it leads to, if that is inside the folder.
+        the file it leads to, if that is inside the folder. A name that differs from one file's
+        in case or Unicode form only, as Windows and macOS write it, means that file.
         """
         if "\0" in name:
             return Reason.MISSING_FILE
         path = os.path.normpath(os.path.join(self.root, name.replace("\\", "/")))
-        if path not in self.files:
-            path = os.path.realpath(path)
-        if not path.startswith(self.root + os.sep):
+        if path in self.files:
+            return self.files[path]
+        found = os.path.realpath(path)
+        if not found.startswith(self.root + os.sep):
             return Reason.OUTSIDE_FOLDER
-        return self.files.get(path, Reason.MISSING_FILE)
+        if found in self.files:
+            return self.files[found]
+        alike = self._folded.get(folded(self.relative(path)), ())
+        if len(alike) > 1:
+            return Reason.AMBIGUOUS_NAME
+        return self.files[alike[0]] if alike else Reason.MISSING_FILE
+
+    @cached_property
+    def _folded(self) -> dict[str, list[str]]:
+        """The files that each name without case and Unicode form may mean."""
+        found: dict[str, list[str]] = {}
+        for path in self.files:
+            found.setdefault(folded(self.relative(path)), []).append(path)
+        return found
 
     def relative(self, path: str) -> str:
         """Return a file's name as the folder's reader knows it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 from pydicom.datadict import dictionary_VR
@@ -11,8 +10,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from client.data.reasons import Reason, Unusable
-
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+from client.data.text import NUMBER
 
 
 def frame_module(dataset: Dataset, frame: int, keyword: str) -> Dataset:

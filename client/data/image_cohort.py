@@ -43,9 +43,9 @@ def image_cohort(site: Site, study: Study, *, use_cache: bool) -> Cohort:
             "Name the folder of images and the labels table there, or leave the study",
         )
     findings = study.task.classes if study.task.findings else ()
-    rows = read_labels(site.resolve(source.labels), source.columns, findings)
+    labels = read_labels(site.resolve(source.labels), source, findings)
     folder = list_folder(site.resolve(source.images))
-    matched = match(rows, folder, source.values, study.task)
+    matched = match(labels.rows, folder, source.values, study.task)
     vault = Vault.open(site.vault_key)
     images, notes = _images(site, study, vault, matched, use_cache=use_cache)
     entries = settle(_with_images(matched, images))
@@ -61,6 +61,7 @@ def image_cohort(site: Site, study: Study, *, use_cache: bool) -> Cohort:
         held_out=count_labels(held_out.labels, study.task),
         train_patients=len(train),
         held_out_patients=len(held_out),
+        findings=labels.findings,
         **_found(folder, entries, notes),
     )
     names = {vault.pseudonym(patient): patient for side in sides for patient in side}

@@ -35,6 +35,7 @@ PIPELINE = (
     "reasons",
     "resize",
     "streams",
+    "text",
 )
 """Modules beside this one that have a say in what a file decodes to: a change of any is another
 pipeline, and what the one before decoded is not taken from the cache."""

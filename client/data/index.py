@@ -54,7 +54,7 @@ def match(
         if entry.file:
             by_file.setdefault(entry.file.path, []).append(position)
     for positions in by_file.values():
-        said = {replace(entries[at].row, line=0) for at in positions}
+        said = {replace(entries[at].row, line=0, file="") for at in positions}
         agreed = len(said) == 1
         reason = Reason.DUPLICATE_ROW if agreed else Reason.CONFLICTING_ROWS
         for at in positions[1:] if agreed else positions:

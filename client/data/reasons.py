@@ -9,6 +9,7 @@ class Reason(StrEnum):
     """The codes a data report counts by."""
 
     MISSING_FILE = "missing-file"
+    AMBIGUOUS_NAME = "ambiguous-name"
     OUTSIDE_FOLDER = "outside-folder"
     UNREADABLE_FILE = "unreadable-file"
     NOT_DICOM = "not-dicom"
@@ -40,6 +41,8 @@ class Reason(StrEnum):
 EXPLANATIONS: dict[Reason, str] = {
     Reason.MISSING_FILE: "the labels table names a file that is not there; "
     "copy the file or remove its row",
+    Reason.AMBIGUOUS_NAME: "several files have this name, but for capitals or Unicode form; "
+    "write it as the folder has it",
     Reason.OUTSIDE_FOLDER: "the name or link leads out of the images folder; "
     "copy the file into the folder",
     Reason.UNREADABLE_FILE: "the file cannot be opened; check its access rights",

@@ -17,6 +17,10 @@ SHOWN_FILES = 5
 """Files named in the summary for each reason; the JSON report names all."""
 
 
+LONGEST_EXAMPLE = 20
+"""Characters shown of a value that was not understood."""
+
+
 class Record(BaseModel):
     """Base of the report's parts: frozen, unknown keys refused."""
 
@@ -32,13 +36,15 @@ class SetAside(Record):
 
 
 class ColumnReport(Record):
-    """What was found in one column of a table of patients, over all its rows."""
+    """What was found in one column of a table, over all its rows."""
 
-    name: str  # as in the study
+    name: str  # of the column or finding in the study
     column: str  # as in the table; empty: the table has none
+    rows: int  # of the table
     missing: int  # rows without a value, unclear ones included
-    unclear: int  # rows with a value that is no number, or no category of the study
-    outside: int  # rows with a number outside the study's range, which counts as its end
+    unclear: int  # rows with a value that is no number, no category, or not whether one has it
+    outside: int = 0  # rows with a number outside the study's range, which counts as its end
+    examples: tuple[str, ...] = ()  # values that were not understood, the most frequent first
 
 
 class DataReport(Record):
@@ -62,6 +68,7 @@ class DataReport(Record):
     held_out_patients: int = 0
     left_out: int = 0  # training patients with missing values, where the study drops them
     columns: tuple[ColumnReport, ...] = ()  # of a table
+    findings: tuple[ColumnReport, ...] = ()  # those of the findings, of a table or of images
 
     @property
     def counts(self) -> dict[Reason, int]:
@@ -101,7 +108,7 @@ def describe_report(report: DataReport) -> list[str]:
             f"  {report.left_out} patients with missing values are left out of training, as the "
             "study has it"
         )
-    lines += [_column(column) for column in report.columns]
+    lines += [_column(column) for column in (*report.columns, *report.findings)]
     return lines + [f"  note: {note}" for note in report.notes]
 
 
@@ -125,6 +132,11 @@ def printable(name: str) -> str:
     )
 
 
+def example_values(unclear: Counter[str]) -> tuple[str, ...]:
+    """Return the most frequent of values that were not understood, for local eyes."""
+    return tuple(printable(value)[:LONGEST_EXAMPLE] for value, _ in unclear.most_common(3))
+
+
 def _by_class(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
@@ -138,9 +150,10 @@ def _place(item: SetAside) -> str:
 def _column(column: ColumnReport) -> str:
     if not column.column:
         return f"  column {column.name}: the table has none, so it counts as missing everywhere"
-    facts = f"  column {column.name}: missing in {column.missing} rows"
+    facts = f"  column {column.name}: missing in {column.missing} of {column.rows} rows"
     if column.unclear:
         facts += f", {column.unclear} of them not understood"
+        facts += f" (such as {', '.join(map(repr, column.examples))})"
     if column.outside:
         facts += f"; outside the study's range in {column.outside}"
     return facts

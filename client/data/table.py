@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from client.data.columns import ColumnReader
 from client.data.csv_file import Line, Source, parse_csv, read_bytes
-from client.data.labels import needed_findings, require_some
+from client.data.labels import needed_findings, report_findings, require_some
 from client.data.reasons import Reason
-from client.data.report import ColumnReport, printable
+from client.data.report import ColumnReport
 from client.data.targets import Target, is_known, merge_targets, read_target
 from client.site import DataSource, Feature
-from shared.study import Column, Study
-
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-ABSENT = frozenset({"", "?", "na", "n/a", "nan", "null"})
-"""What stands for a missing value in lower case, unless it is a category of the study."""
+from shared.study import Study
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,7 @@ class Patients:
 
     rows: tuple[TableRow, ...]
     columns: tuple[ColumnReport, ...]
+    findings: tuple[ColumnReport, ...] = ()
 
 
 def read_table(path: Path, source: DataSource, study: Study) -> Patients:
@@ -92,12 +88,13 @@ def parse_table(content: bytes, source: DataSource, study: Study, where: str) ->
     needed += needed_findings(source.columns, findings) if findings else said
     needed += [feature.column for feature in features if feature.column]
     file = _file(where)
-    table = parse_csv(content, [source.columns.patient, *said, *names], needed, file)
+    wanted = [source.columns.patient, *said, *names]
+    table = parse_csv(content, wanted, needed, file, source.encoding)
     first = 1 + len(said)
     if findings:
         require_some(table.present[1:first], own, file)
     require_some(table.present[first:], names, file)
-    readers = [_Reader(c, f, source.decimal) for c, f in zip(columns, features, strict=True)]
+    readers = [ColumnReader(c, f, source.decimal) for c, f in zip(columns, features, strict=True)]
     rows = [_row(line, first, readers, source.values, study) for line in table.lines]
     return Patients(
         rows=tuple(_settled(rows)),
@@ -105,64 +102,17 @@ def parse_table(content: bytes, source: DataSource, study: Study, where: str) ->
             reader.report(name, present)
             for reader, name, present in zip(readers, names, table.present[first:], strict=True)
         ),
+        findings=report_findings(
+            [line.cells[1:first] for line in table.lines],
+            table.present[1 : 1 + len(findings)],
+            findings,
+            source,
+        ),
     )
 
 
-class _Reader:
-    """Reads the cells of one column and counts what is wrong with them.
-
-    Args:
-        column: As the study has it.
-        feature: As the hospital has it.
-        decimal: Sign before the decimals.
-    """
-
-    def __init__(self, column: Column, feature: Feature, decimal: str) -> None:
-        self._column, self._feature, self._decimal = column, feature, decimal
-        self._index = {name: float(at) for at, name in enumerate(column.categories)}
-        self._missing = self._unclear = self._outside = 0
-
-    def read(self, cell: str) -> float:
-        """Return a cell's value as the model takes it; NaN if it is missing or unclear."""
-        value = self._number(cell) if not self._index else self._category(cell)
-        self._missing += value is None
-        return math.nan if value is None else value
-
-    def report(self, name: str, present: bool) -> ColumnReport:
-        """Return what was found, for local eyes."""
-        return ColumnReport(
-            name=self._column.name,
-            column=printable(name) if present else "",
-            missing=self._missing,
-            unclear=self._unclear,
-            outside=self._outside,
-        )
-
-    def _category(self, cell: str) -> float | None:
-        if cell in self._feature.missing:
-            return None
-        index = self._index.get(self._feature.values.get(cell, cell))
-        if index is None and cell.lower() not in ABSENT:
-            self._unclear += 1
-        return index
-
-    def _number(self, cell: str) -> float | None:
-        if cell.lower() in ABSENT or cell in self._feature.missing:
-            return None
-        low, high = self._column.low or 0.0, self._column.high or 0.0
-        text = self._feature.values.get(cell, cell)
-        if self._decimal != ".":
-            text = text.replace(".", "?").replace(self._decimal, ".")
-        value = float(text) * self._feature.scale if NUMBER.fullmatch(text) else math.nan
-        if not math.isfinite(value):
-            self._unclear += 1
-            return None
-        self._outside += not low <= value <= high
-        return 2 * (min(max(value, low), high) - low) / (high - low) - 1
-
-
 def _row(
-    line: Line, first: int, readers: Sequence[_Reader], values: Mapping[str, str], study: Study
+    line: Line, first: int, readers: Sequence[ColumnReader], values: Mapping[str, str], study: Study
 ) -> TableRow:
     patient, *said = line.cells[:first]
     target = read_target(said[0], said, values, study.task)

@@ -52,6 +52,7 @@ def table_cohort(site: Site, study: Study) -> Cohort:
         held_out_patients=len(held_out),
         left_out=len(everybody) - len(train),
         columns=found.columns,
+        findings=found.findings,
     )
     usable = (row.patient for row in found.rows if row.reason is None)
     return Cohort(train, held_out, report, {vault.pseudonym(name): name for name in usable})

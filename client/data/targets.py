@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from client.data.text import ABSENT
 from shared.study import Task
 
 Target = tuple[int, ...]
@@ -33,6 +34,11 @@ def read_target(
         return tuple(PRESENCE.get(values.get(cell, cell), UNKNOWN) for cell in findings)
     name = values.get(label, label)
     return (task.classes.index(name),) if name in task.classes else None
+
+
+def is_unclear(cell: str, values: Mapping[str, str]) -> bool:
+    """Tell whether a finding's cell says something, but neither that it is present nor absent."""
+    return values.get(cell, cell) not in PRESENCE and cell.lower() not in ABSENT
 
 
 def is_known(target: Target) -> bool:

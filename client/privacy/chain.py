@@ -16,13 +16,18 @@ Purpose = Literal["", "describe", "train", "evaluate", "exact-evaluation"]
 Kind = Literal[
     "start",  # first entry; `note` holds the ledger's instance id
     "plan",  # the mechanism a study may use here, and how often; fixed at its first round
-    "reserve",  # uses of a plan, charged to a cohort: spent whether or not a commit follows
+    "join",  # the cohort is charged all uses of the plan
+    "leave-out",  # the cohort has no budget for the plan and takes no part in it
+    "reserve",  # uses of a plan: used whether or not a commit follows
     "commit",  # the reservation in `refers` was carried out
     "opt-out",  # the cohort's one patient takes no part any more; what was spent stays
-    "close",  # the study will not train here any more; what its plan held back is free again
+    "close",  # the study will not train here any more; uses nobody made are free again
     "adopt",  # entries were lost and charged for; `note` holds the head that knew them
     "clock",  # a person accepted that the clock was set back
 ]
+
+PRIVATE: frozenset[Kind] = frozenset({"join", "leave-out", "opt-out"})
+"""Entries that depend on patients: hashed like all others, and not counted in heads."""
 
 GENESIS = "0" * 64
 
@@ -33,15 +38,18 @@ class Entry:
 
     Attributes:
         seq: Position; grows by one, and past the lost entries at an "adopt".
+        hidden: How many entries up to this one are private. Ledgers of releases that had none
+            say 0 throughout.
         noise_multiplier: Standard deviation of the noise over the sensitivity; 0: no noise.
         sampling_rate: Chance of each patient to be in a step.
-        steps: Steps of one use (plan), or charged in all (reserve).
-        uses: Most uses (plan), or uses charged (reserve).
+        steps: Steps of one use (plan), or of all that are reserved.
+        uses: Most uses (plan), or uses reserved.
         spares: Part of `uses` a plan keeps for repeats.
         epsilon: Budget of the study (plan).
         delta: At which that budget holds (plan).
-        cohort: Id of the patients charged.
-        refers: `seq` of the reservation a commit belongs to; 0: none.
+        cohort: Id of the patients concerned. Whoever is named with a plan has joined it, unless
+            it is to be left out; releases without "join" named patients with each reservation.
+        refers: `number` of the reservation a commit belongs to; 0: none.
         nonce: Random, so that two copies of a ledger never go on alike.
         time: UTC, ISO 8601.
         prev: Hash of the entry before.
@@ -49,6 +57,7 @@ class Entry:
     """
 
     seq: int = 0
+    hidden: int = 0
     kind: Kind
     study: str = ""
     purpose: Purpose = ""
@@ -71,6 +80,11 @@ class Entry:
     hash: str = ""
 
     @property
+    def number(self) -> int:
+        """Position among the entries that heads count; a private one has that of the last."""
+        return self.seq - self.hidden
+
+    @property
     def when(self) -> datetime:
         """Time of the entry."""
         return datetime.fromisoformat(self.time).astimezone(UTC)
@@ -86,6 +100,7 @@ def link(entry: Entry, last: Entry | None, time: datetime, mac: Mac) -> Entry:
     linked = replace(
         entry,
         seq=max(entry.seq, follows),
+        hidden=(last.hidden if last else 0) + (entry.kind in PRIVATE),
         nonce=secrets.token_hex(16),
         time=time.astimezone(UTC).isoformat(timespec="microseconds"),
         prev=last.hash if last else GENESIS,
@@ -126,6 +141,8 @@ def cohort_id(patients: Iterable[str]) -> str:
 def _content(entry: Entry) -> bytes:
     fields = dict(vars(entry))
     del fields["hash"]
+    if not entry.hidden:
+        del fields["hidden"]  # as releases that hid nothing hashed it
     for name in ("noise_multiplier", "sampling_rate", "epsilon", "delta"):
         fields[name] = float(fields[name])  # as the database returns it
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from client.privacy.account import Limits
 from client.privacy.anchor import Anchor
-from client.privacy.budget import (
-    RECOVERED,
-    Limits,
-    Wanted,
-    check_uses,
+from client.privacy.budget import RECOVERED, Wanted, check_uses, decide, rounds_on
+from client.privacy.chain import PRIVATE, Entry, Kind, Purpose
+from client.privacy.groups import (
+    EVERYONE,
+    Key,
+    Members,
+    closed_studies,
+    joined,
+    key_of,
     plans_of,
-    refuse_poor,
-    rounds_on,
-    too_poor,
     uses_of,
 )
-from client.privacy.chain import Entry, Purpose
-from client.privacy.groups import EVERYONE, Group, Members
 from client.privacy.ledger_store import Clock, LedgerStore, Transaction, hold
 from client.privacy.plans import Plan
 from client.vault import Vault
-from shared.errors import LedgerError, PolicyRefusal
+from shared.errors import PolicyRefusal
 from shared.protocol import LedgerHead
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """A charge that is on disk: its patients have paid, whatever happens next."""
-
-    seq: int
-    plan: Plan
-    cohort: str
 
 
 class Ledger:
@@ -97,16 +88,26 @@ class Ledger:
             return dict(held.members())
 
     def head(self) -> LedgerHead:
-        """Return the number and hash of the last entry: it stands for the whole ledger."""
-        last = self.entries()[-1]
-        return LedgerHead(entries=last.seq, hash=last.hash)
+        """Return number and hash of the last entry that is not private.
 
-    def check_head(self, known: LedgerHead | None, studies: Collection[str] = ()) -> None:
-        """Compare the ledger with what the server last saw of it, and remember the outcome.
+        It stands for the whole ledger up to there, private entries included, and is the same
+        whether or not private ones follow.
+        """
+        last = [entry for entry in self.entries() if entry.kind not in PRIVATE][-1]
+        return LedgerHead(entries=last.number, hash=last.hash)
+
+    def check_head(
+        self,
+        known: LedgerHead | None,
+        studies: Collection[str] = (),
+        sent: LedgerHead | None = None,
+    ) -> None:
+        """Compare the ledger with what is known of it elsewhere, and remember the outcome.
 
         Args:
             known: Head the server sent along; its signature has been checked.
             studies: Digests of the studies the server has had answers in, signed with it.
+            sent: The newest head that left the site, as its audit log says.
 
         Raises:
             PolicyRefusal: `ledger-rollback`: the ledger lacks entries, or studies, that the
@@ -120,22 +121,24 @@ class Ledger:
         unknown = answered - _studies(entries)
         if lost or unknown:
             self.claim(newest if lost else None, answered)
-            what = f"the server knows answers in {len(unknown)} studies that this ledger lacks"
-            if lost and newest:
-                what = (
-                    f"the server knows a ledger of {newest.entries} entries that this one does not "
-                    "continue"
-                )
-            raise PolicyRefusal(
-                "ledger-rollback",
-                f"{what}: this is an older copy, or another node uses a copy",
-                str(self.path),
-                "Restore the newest ledger, or run `consilium site ledger recover`, which "
-                "charges what may have been spent",
-            )
+        if lost and newest:
+            raise self._rollback(f"the server knows a ledger of {newest.entries} entries that")
+        if sent and not _has(entries, sent):
+            raise self._rollback(f"the audit log knows a ledger of {sent.entries} entries that")
+        if unknown:
+            raise self._rollback(f"the server knows answers in {len(unknown)} studies that")
         settled = Anchor(instance=anchor.instance, confirmed=newest)
         if settled != anchor:
             self._store.set_anchor(settled)
+
+    def _rollback(self, what: str) -> PolicyRefusal:
+        return PolicyRefusal(
+            "ledger-rollback",
+            f"{what} this one does not hold: it is an older copy, or another node uses a copy",
+            str(self.path),
+            "Restore the newest ledger, or run `consilium site ledger recover`, which charges "
+            "what may have been spent",
+        )
 
     def studies(self) -> frozenset[str]:
         """Return the digests of the studies that were charged here."""
@@ -150,81 +153,73 @@ class Ledger:
         with self._store.transaction() as held:
             return held.opted_out()
 
-    def eligible(self, use: Wanted, limits: Limits) -> frozenset[str]:
-        """Return the patients of a wanted use who may take part.
+    def join(self, wanted: Sequence[Wanted], limits: Limits) -> dict[Purpose, frozenset[str]]:
+        """Settle who takes part in a study, durably; who does is charged all of it.
 
-        Left out are those who opted out and, in a study under way, newcomers who have spent
-        too much elsewhere; nobody who began a study is left out of it for want of budget.
+        Each patient is decided on once, when first wanted, from that patient's account alone.
+        A plan seen for the first time is fixed now.
+
+        Args:
+            wanted: Plans of one study, each with all patients of its side.
+            limits: What the policy grants each patient.
+
+        Returns:
+            Who takes part, by purpose: without those who opted out or have no budget.
+
+        Raises:
+            LedgerError: Nothing could be written, and nobody was charged.
         """
         with self._store.transaction() as held:
-            patients = use.patients - held.opted_out()
-            members = held.members()
-            own = [e.cohort for e in held.entries if e.study == use.plan.study and e.cohort]
-            if not own or not patients:
-                return patients
-            begun = frozenset[str]().union(*(members[cohort] for cohort in own))
-            if EVERYONE in begun:
-                return patients
-            poor = too_poor(held.entries, [Wanted(use.plan, patients)], members, limits)
-            return patients - (_patients(poor) - begun)
+            opted_out = held.opted_out()
+            here = [
+                Wanted(_fix(held, use.plan), use.patients.difference(opted_out)) for use in wanted
+            ]
+            for decision in decide(held.entries, held.members(), here, limits):
+                if decision.joins:
+                    order = f"{decision.order:g}"
+                    _name(held, "join", decision.plan, decision.patients, order)
+                else:
+                    _name(held, "leave-out", decision.plan, decision.patients)
+            have = joined(held.entries, held.members())
+        return {use.plan.purpose: _of(have, use) for use in here}
 
     def reserve(
         self,
-        wanted: Sequence[Wanted],
-        limits: Limits,
+        wanted: Sequence[tuple[Plan, int]],
         *,
         run: str,
         round_number: int,
         attempt: int = 0,
-        later: Sequence[Wanted] = (),
-    ) -> tuple[Reservation, ...]:
-        """Charge uses of a study's plans, all or none, durably, before anything is computed.
+    ) -> tuple[int, ...]:
+        """Use up so many uses of each plan, all or none, before anything is computed.
 
         Args:
-            wanted: The uses, all of one study; a plan seen for the first time is fixed now.
-            limits: What the policy grants each patient.
+            wanted: Plans and uses; a plan seen for the first time is fixed now.
             run: The server's run.
             round_number: Of the run, from 1; 0 for what comes before the first round.
             attempt: Counts repeats of the round.
-            later: The study's other plans, which these uses make sense with only: they are
-                fixed now and must be affordable as well, but nothing is charged for them.
+
+        Returns:
+            Numbers of the entries, for `commit`.
 
         Raises:
-            PolicyRefusal: `budget-exhausted`: some patients cannot afford the rest of the
-                study, the study has used all its rounds, spare ones included, or was closed.
-            LedgerError: Nothing could be written, and nothing was charged.
+            PolicyRefusal: `budget-exhausted`: the study has used all its rounds, spare ones
+                included, or was closed.
+            LedgerError: Nothing could be written, and nothing was used.
         """
         with self._store.transaction() as held:
-            uses, others = _as_stored(held, wanted), _as_stored(held, later)
-            opted_out = held.opted_out()
-            for use in uses:
-                if not use.patients or not use.patients.isdisjoint(opted_out):
-                    raise LedgerError("the round's patients changed just now", todo="Try again")
-                check_uses(held.entries, use, run, round_number)
-            poor = too_poor(held.entries, uses + others, held.members(), limits)
-            refuse_poor(held.entries, poor, limits)
-            for use in others:
-                _fix(held, use)
-            return tuple(
-                _charge(
-                    held,
-                    use,
-                    Entry(
-                        kind="reserve",
-                        run=run,
-                        round=round_number,
-                        uses=use.uses,
-                        attempt=attempt,
-                    ),
-                )
-                for use in uses
-            )
+            uses = [(_fix(held, plan), count) for plan, count in wanted]
+            for plan, count in uses:
+                check_uses(held.entries, plan, count, run, round_number)
+            made = Entry(kind="reserve", run=run, round=round_number, attempt=attempt)
+            return tuple(_use(held, plan, replace(made, uses=count)) for plan, count in uses)
 
     def commit(self, reservations: Sequence[int]) -> None:
-        """Record that reservations (by `seq`) were carried out; what is recorded stays as it is."""
+        """Record that reservations (by number) were carried out; what is recorded stays so."""
         with self._store.transaction() as held:
             done = {e.refers for e in held.entries if e.kind == "commit"}
-            for of in [e for e in held.entries if e.seq in reservations and e.seq not in done]:
+            wanted = set(reservations) - done
+            for of in [e for e in held.entries if e.kind == "reserve" and e.number in wanted]:
                 held.append(
                     Entry(
                         kind="commit",
@@ -233,7 +228,7 @@ class Ledger:
                         run=of.run,
                         round=of.round,
                         attempt=of.attempt,
-                        refers=of.seq,
+                        refers=of.number,
                     )
                 )
 
@@ -245,7 +240,7 @@ class Ledger:
                 held.append(Entry(kind="opt-out", cohort=cohort))
 
     def close_study(self, study: str) -> None:
-        """End a study at this site, which frees the budget its remaining rounds held back."""
+        """End a study at this site: who joined it is charged what was used, and no more."""
         with self._store.transaction() as held:
             if not any(e.kind == "close" and e.study == study for e in held.entries):
                 held.append(Entry(kind="close", study=study))
@@ -256,16 +251,20 @@ class Ledger:
             held.append(Entry(kind="clock"))
 
     def rounds_today(self) -> int:
-        """Return how many rounds of training were charged on the current day (UTC)."""
+        """Return how many rounds of training were reserved on the current day (UTC)."""
         entries = self.entries()
         return rounds_on(max(self._store.now(), entries[-1].when).astimezone(UTC).date(), entries)
 
-    def lost_head(self) -> LedgerHead | None:
-        """Return a head that was seen elsewhere and is not in this ledger: entries were lost."""
+    def lost_heads(self, sent: LedgerHead | None = None) -> tuple[LedgerHead, ...]:
+        """Return the heads that were seen elsewhere and are not in this ledger, oldest first.
+
+        Args:
+            sent: The newest head that left the site, if another record than the ledger knows.
+        """
         anchor, entries = self._store.anchor, self.entries()
-        heads = [head for head in (anchor.claimed, anchor.confirmed) if head]
-        lost = [head for head in heads if not _has(entries, head)]
-        return max(lost, key=lambda head: head.entries, default=None)
+        heads = {head for head in (anchor.claimed, anchor.confirmed, sent) if head}
+        lost = (head for head in heads if not _has(entries, head))
+        return tuple(sorted(lost, key=lambda head: head.entries))
 
     def lost_studies(self) -> frozenset[str]:
         """Return the studies the server has had answers in and this ledger knows nothing of."""
@@ -276,100 +275,95 @@ class Ledger:
         update = {"claimed": head, "studies": tuple(sorted(studies))}
         self._store.set_anchor(self._store.anchor.model_copy(update=update))
 
-    def adopt(self, wanted: Sequence[Wanted]) -> None:
+    def adopt(self, plans: Sequence[Plan], lost: Sequence[LedgerHead] = ()) -> None:
         """Charge for lost entries, so that the ledger again counts no less than was spent.
 
-        How often a plan was used in them cannot be known: the server has not seen an answer
-        that was lost on its way. So all uses every plan had left are charged, to the patients
-        given and to those the plan had before; later entries are numbered past the lost ones.
+        Who joined in them, and how often a plan was used, cannot be known: the server has not
+        seen an answer that was lost on its way. So everyone joins every plan, and all uses that
+        are left are used up; later entries are numbered past the lost ones. Only a study that was
+        closed before the newest head the server confirmed cannot have gone on in them.
 
         Args:
-            wanted: The plans of all studies that may have trained here, and their patients.
+            plans: Of all studies that may have trained here, beside those in the ledger.
+            lost: Heads of the entries that were lost.
         """
-        lost = self.lost_head()
+        confirmed = self._store.anchor.confirmed
         with self._store.transaction() as held:
-            entry = Entry(kind="adopt")
-            if lost:
-                entry = replace(entry, seq=lost.entries + 1, note=_note(lost))
-            held.append(entry)
-            for use in _all_plans(held, wanted):
-                left = use.plan.uses - uses_of(held.entries, use.plan.study, use.plan.purpose)
-                if left > 0 and use.patients:
-                    _charge(held, use, Entry(kind="reserve", run=RECOVERED, uses=left))
+            known = confirmed.entries if confirmed and _has(held.entries, confirmed) else 0
+            ended = closed_studies([e for e in held.entries if e.number <= known])
+            for head in lost or (None,):
+                _adopt(held, head)
+            for plan in _all_plans(held, plans):
+                if plan.study not in ended:
+                    _use_up(held, plan)
         self.claim(None, ())
 
 
-def _as_stored(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
-    """Return the wanted uses with the plans that were fixed before, if they were."""
-    stored = plans_of(held.entries)
-    return [
-        replace(use, plan=stored.get((use.plan.study, use.plan.purpose), use.plan))
-        for use in wanted
-    ]
+def _adopt(held: Transaction, lost: LedgerHead | None) -> None:
+    """Note that the loss of a head is charged for; later entries are numbered past it."""
+    entry = Entry(kind="adopt", note=_note(lost) if lost else "")
+    last = held.entries[-1]
+    past = lost.entries + 1 + last.hidden if lost else 0
+    held.append(replace(entry, seq=max(past, last.seq + 1)))
 
 
-def _charge(held: Transaction, use: Wanted, entry: Entry) -> Reservation:
-    """Append a charge of `entry.uses` uses, after the plan itself if it is new."""
-    terms = _fix(held, use)
-    charge = replace(
-        terms,
-        kind="reserve",
-        run=entry.run,
-        round=entry.round,
-        attempt=entry.attempt,
-        uses=entry.uses,
-        steps=entry.uses * terms.steps,
-        spares=0,
-    )
-    return Reservation(held.append(charge).seq, use.plan, terms.cohort or "")
+def _fix(held: Transaction, plan: Plan) -> Plan:
+    """Append a plan, unless the study has one for the purpose, and return the one that holds."""
+    fixed = plans_of(held.entries).get(key_of(plan))
+    return fixed or Plan.of_entry(held.append(plan.entry()))
 
 
-def _fix(held: Transaction, use: Wanted) -> Entry:
-    """Append a plan, unless it is fixed already, and return its terms for these patients."""
-    plan = use.plan
-    terms = Entry(
-        kind="plan",
+def _use(held: Transaction, plan: Plan, entry: Entry) -> int:
+    """Append a reservation of a plan, and return its number."""
+    made = replace(
+        entry,
         study=plan.study,
         purpose=plan.purpose,
         noise_multiplier=plan.noise_multiplier,
         sampling_rate=plan.sampling_rate,
-        steps=plan.steps,
-        uses=plan.uses,
-        spares=plan.spares,
-        epsilon=plan.epsilon,
-        delta=plan.delta,
-        cohort=held.add_cohort(use.patients),
+        steps=entry.uses * plan.steps,
     )
-    if (plan.study, plan.purpose) not in plans_of(held.entries):
-        held.append(terms)
-    return terms
+    return held.append(made).number
 
 
-def _all_plans(held: Transaction, wanted: Sequence[Wanted]) -> list[Wanted]:
-    """Return the plans wanted and those in the ledger, each with all patients it may have had.
+def _name(
+    held: Transaction, kind: Kind, plan: Plan, patients: frozenset[str], note: str = ""
+) -> None:
+    """Append a private entry on patients and a plan."""
+    named = Entry(kind=kind, study=plan.study, purpose=plan.purpose, note=note)
+    held.append(replace(named, cohort=held.add_cohort(patients)))
 
-    Of several versions of a plan the one in the ledger counts, else what costs most.
-    """
-    members = held.members()
-    own = [
-        Wanted(plan, frozenset(members[e.cohort]))
-        for key, plan in plans_of(held.entries).items()
-        for e in held.entries
-        if e.cohort and (e.study, e.purpose) == key
-    ]
-    uses: dict[tuple[str, Purpose], Wanted] = {}
-    for use in (*wanted, *own):
-        key = (use.plan.study, use.plan.purpose)
-        before = uses.get(key, use)
-        plan = before.plan.or_costlier(use.plan)
-        uses[key] = Wanted(plan, before.patients | use.patients)
-    return _as_stored(held, list(uses.values()))
+
+def _of(have: Mapping[Key, frozenset[str]], use: Wanted) -> frozenset[str]:
+    """Return who of a use's patients has joined."""
+    patients = have.get(key_of(use.plan), frozenset[str]())
+    return use.patients if EVERYONE in patients else use.patients & patients
+
+
+def _all_plans(held: Transaction, given: Sequence[Plan]) -> list[Plan]:
+    """Return the plans in the ledger and those given, of several versions what costs most."""
+    found = plans_of(held.entries)
+    others: dict[Key, Plan] = {}
+    for plan in given:
+        key = key_of(plan)
+        others[key] = others.get(key, plan).or_costlier(plan)
+    return list((others | found).values())
+
+
+def _use_up(held: Transaction, plan: Plan) -> None:
+    """Let everyone join a plan, and leave it no use."""
+    _fix(held, plan)
+    if EVERYONE not in joined(held.entries, held.members()).get(key_of(plan), ()):
+        _name(held, "join", plan, frozenset({EVERYONE}))
+    left = plan.uses - uses_of(held.entries, *key_of(plan))
+    if left > 0:
+        _use(held, plan, Entry(kind="reserve", run=RECOVERED, uses=left))
 
 
 def _has(entries: Sequence[Entry], head: LedgerHead | None) -> bool:
     """Tell whether a head is in the chain, or its loss was charged for."""
     return head is not None and any(
-        (e.seq, e.hash) == (head.entries, head.hash)
+        (e.number, e.hash) == (head.entries, head.hash)
         or (e.kind == "adopt" and e.note == _note(head))
         for e in entries
     )
@@ -381,7 +375,3 @@ def _studies(entries: Sequence[Entry]) -> frozenset[str]:
 
 def _note(head: LedgerHead) -> str:
     return f"{head.entries}:{head.hash}"
-
-
-def _patients(groups: Sequence[Group]) -> frozenset[str]:
-    return frozenset[str]().union(*(group.patients for group in groups))

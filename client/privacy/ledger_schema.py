@@ -18,8 +18,13 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    column,
     create_engine,
     event,
+    insert,
+    literal,
+    select,
+    table,
 )
 
 BUSY_SECONDS = 30
@@ -45,6 +50,7 @@ entry_table = Table(
     "entry",
     metadata,
     Column("seq", Integer, primary_key=True),
+    Column("hidden", Integer, CheckConstraint("hidden >= 0"), nullable=False),
     Column("kind", String, nullable=False),
     Column("study", String, nullable=False),
     Column("purpose", String, nullable=False),
@@ -65,19 +71,48 @@ entry_table = Table(
     Column("time", String, nullable=False),
     Column("prev", String(64), nullable=False, unique=True),
     Column("hash", String(64), nullable=False, unique=True),
-    CheckConstraint("kind <> 'reserve' or cohort is not null"),
+    CheckConstraint(
+        "kind not in ('join', 'leave-out', 'opt-out') or cohort is not null", name="named"
+    ),
 )
+
+VERSION = 2
+"""Of the tables, as the file says (`user_version`): 1, which said 0, had no private entries."""
 
 
 def create_tables(connection: Connection) -> None:
     """Make the tables, and the triggers that refuse every change of what is in them."""
     metadata.create_all(connection)
-    for table in metadata.sorted_tables:
-        for verb in ("update", "delete"):
-            connection.exec_driver_sql(
-                f"create trigger {table.name}_no_{verb} before {verb} on {table.name} "
-                "begin select raise(abort, 'the ledger is append-only'); end"
-            )
+    for made in metadata.sorted_tables:
+        _protect(connection, made)
+    connection.exec_driver_sql(f"pragma user_version = {VERSION}")
+
+
+def version(connection: Connection) -> int:
+    """Return the version of the tables."""
+    return int(connection.exec_driver_sql("pragma user_version").scalar_one())
+
+
+def upgrade_tables(connection: Connection) -> None:
+    """Take over the entries of version 1, as they are: their hashes hold, none was private."""
+    for verb in ("update", "delete"):
+        connection.exec_driver_sql(f"drop trigger if exists entry_no_{verb}")
+    connection.exec_driver_sql("alter table entry rename to entry_1")
+    entry_table.create(connection)
+    names = [c.name for c in entry_table.columns if c.name != "hidden"]
+    old = table("entry_1", *(column(name) for name in names))
+    connection.execute(insert(entry_table).from_select([*names, "hidden"], select(old, literal(0))))
+    connection.exec_driver_sql("drop table entry_1")
+    _protect(connection, entry_table)
+    connection.exec_driver_sql(f"pragma user_version = {VERSION}")
+
+
+def _protect(connection: Connection, made: Table) -> None:
+    for verb in ("update", "delete"):
+        connection.exec_driver_sql(
+            f"create trigger {made.name}_no_{verb} before {verb} on {made.name} "
+            "begin select raise(abort, 'the ledger is append-only'); end"
+        )
 
 
 def open_engine(path: Path) -> Engine:

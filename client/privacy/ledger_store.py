@@ -16,11 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from client.privacy.anchor import Anchor, anchor_path, read_anchor, write_anchor
 from client.privacy.chain import Entry, cohort_id, link, verify
 from client.privacy.ledger_schema import (
+    VERSION,
     cohort_table,
     create_tables,
     entry_table,
     member_table,
     open_engine,
+    upgrade_tables,
+    version,
 )
 from client.vault import Vault
 from shared.errors import LedgerError
@@ -95,7 +98,10 @@ class LedgerStore:
         self.anchor = anchor
 
     def _open(self) -> Anchor:
-        """Make the tables of a new ledger, check an old one, and return its anchor."""
+        """Make the tables of a new ledger, check an old one, and return its anchor.
+
+        What an earlier release wrote is taken over whole, or is left as it is.
+        """
         with explained(self.path), self._engine.begin() as connection:
             if not inspect(connection).has_table(entry_table.name):
                 if anchor_path(self.path).exists():
@@ -103,6 +109,14 @@ class LedgerStore:
                 create_tables(connection)
                 start = Entry(kind="start", note=secrets.token_hex(16))
                 Transaction(connection, (), self._mac, self.now).append(start)
+            elif version(connection) < VERSION:
+                upgrade_tables(connection)
+            elif version(connection) > VERSION:
+                raise LedgerError(
+                    "the privacy ledger was written by a newer release",
+                    str(self.path),
+                    "Install that release, or a newer one; this one would count too little",
+                )
             self._refresh(connection)
         if not self._entries:
             raise _gone(self.path)

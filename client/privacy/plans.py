@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 from client.privacy.chain import Entry, Purpose
@@ -10,9 +11,13 @@ from shared.accounting import (
     before_training,
     calibrate,
     default_delta,
+    renyi,
     stated_epsilon,
 )
 from shared.study import Study
+
+ORDERS = (1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+"""Renyi orders at which each plan's cost is written into the ledger."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Plan:
         spares: Part of `uses` kept for repeats of a round whose answer was lost.
         epsilon: What all uses together cost a patient at most, at `delta`.
         delta: See `epsilon`.
+        written: `costs` as the ledger holds them; empty: it does not, or there is no noise.
     """
 
     study: str
@@ -40,11 +46,38 @@ class Plan:
     spares: int
     epsilon: float
     delta: float
+    written: tuple[float, ...] = ()
 
     @classmethod
     def of_entry(cls, entry: Entry) -> Plan:
         """Return the plan as the ledger holds it."""
-        return cls(**{name: getattr(entry, name) for name in cls.__dataclass_fields__})
+        names = cls.__dataclass_fields__.keys() - {"written"}
+        costs = json.loads(entry.note)["renyi"] if entry.note else {}
+        written = tuple(costs[str(order)] for order in ORDERS if costs)
+        return cls(**{name: getattr(entry, name) for name in names}, written=written)
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """Renyi divergence of one use at each of `ORDERS`; infinite without noise."""
+        once = Mechanism(self.noise_multiplier, self.sampling_rate, self.steps)
+        return self.written or renyi(once, ORDERS)
+
+    def entry(self) -> Entry:
+        """Return the ledger's entry that fixes the plan, and its cost at each order."""
+        costs = dict(zip(map(str, ORDERS), self.costs, strict=True))
+        return Entry(
+            kind="plan",
+            study=self.study,
+            purpose=self.purpose,
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.steps,
+            uses=self.uses,
+            spares=self.spares,
+            epsilon=self.epsilon,
+            delta=self.delta,
+            note=json.dumps({"renyi": costs}) if self.noise_multiplier else "",
+        )
 
     def or_costlier(self, other: Plan) -> Plan:
         """Return a plan that costs no less than this one nor than another version of it."""
@@ -54,6 +87,7 @@ class Plan:
             sampling_rate=max(self.sampling_rate, other.sampling_rate),
             steps=max(self.steps, other.steps),
             uses=max(self.uses, other.uses),
+            written=(),
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from typing import Any
 from shared.errors import CoordinatorError
 from shared.flower import QUIET
 from shared.flower.bundle import bundle
+
+DATABASE = "superlink.sqlite"
+"""The SuperLink's state, in the server's home."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def superlink_command(settings: LinkSettings) -> list[str]:
         *(sys.executable, "-P", "-m", "shared.flower.superlink", str(os.getpid())),
         *("--ssl-certfile", str(settings.certificate), "--ssl-keyfile", str(settings.key)),
         *("--ssl-ca-certfile", str(settings.ca), "--enable-supernode-auth"),
-        *("--database", str(settings.home / "superlink.sqlite")),
+        *("--database", str(settings.home / DATABASE)),
         *("--host", "127.0.0.1", "--port", str(settings.control_port)),
         *("--fleet-api-address", settings.fleet, "--fleet-api-type", "grpc-rere"),
         *("--isolation", "process", "--disable-runtime-dependency-installation"),
@@ -111,8 +116,15 @@ class Control:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
 
-    def register(self, public_key: bytes, name: str) -> int:
-        """Register a node's public key (OpenSSH EC); return its node id."""
+    def register(self, public_key: bytes, name: str, home: Path | None = None) -> int:
+        """Register a node's public key (OpenSSH EC); return its node id.
+
+        Args:
+            public_key: The key; the name may stand behind it.
+            name: The hospital's.
+            home: The server's home, for a key that was registered before and revoked: Flower
+                itself would never take it again.
+        """
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import load_ssh_public_key
         from flwr.proto.control_pb2 import RegisterNodeRequest
@@ -121,7 +133,10 @@ class Control:
         key = load_ssh_public_key(public_key)
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise CoordinatorError("the node's public key is not an elliptic-curve key", name)
-        request = RegisterNodeRequest(public_key=public_key_to_bytes(key), name=name)
+        known = public_key_to_bytes(key)
+        if home is not None:
+            _release_key(home / DATABASE, known)
+        request = RegisterNodeRequest(public_key=known, name=name)
         return int(self._call("register a node", self._client.RegisterNode, request).node_id)
 
     def unregister(self, node: int) -> None:
@@ -185,3 +200,26 @@ class Control:
                 "control API on loopback",
                 "Start it with `consilium server start`; if it runs, read its log",
             ) from None
+
+
+def _release_key(database: Path, public_key: bytes) -> None:
+    """Let a key of revoked nodes be registered again: Flower keeps such nodes, each with its key.
+
+    Args:
+        database: The SuperLink's.
+        public_key: As Flower keeps it (PEM).
+
+    Raises:
+        CoordinatorError: The database cannot be changed.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=10)) as state, state:
+            state.execute(
+                "UPDATE node SET public_key = public_key || '#' || node_id "
+                "WHERE public_key = ? AND status = 'unregistered'",
+                (public_key,),
+            )
+    except sqlite3.Error as error:
+        raise CoordinatorError(
+            f"cannot change the SuperLink's state: {error}", str(database), "Start the server first"
+        ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from recovery_kit import charged, spoil
 
-from client.recovery import recover
+from client.recovery import Told, recover
 from shared.errors import LedgerError
 
 Ward = Any  # the class in conftest.py
@@ -22,7 +22,7 @@ def test_recovery_waits_for_a_round_to_end(ward: Ward) -> None:
         ledger.locked(),
         pytest.raises(LedgerError, match="another process"),
     ):
-        recover(ward.hospital(), "IT", ())
+        recover(ward.hospital(), Told("IT", (), exact=False))
 
 
 @pytest.mark.parametrize("how", ["anchor", "update entry set steps = 0 where kind = 'reserve'"])
@@ -41,7 +41,7 @@ def test_a_recovery_killed_at_any_step_refuses_training_until_it_is_done(
             assert copy.ask(study, 2).refusal.code in ("ledger-invalid", "budget-exhausted")
         else:
             pytest.fail(f"killed at rename {step}: the next start would begin with nothing spent")
-        recover(copy.hospital(), "IT", ())
+        recover(copy.hospital(), Told("IT", (), exact=False))
         assert charged(copy, study) == (4, 5)
     assert step > 4
 
@@ -58,7 +58,7 @@ def ended_by_itself(ward: Ward, step: int) -> bool:
 
         sys.addaudithook(die)
         try:
-            recover(ward.hospital(), "IT", ())
+            recover(ward.hospital(), Told("IT", (), exact=False))
             os._exit(0)
         finally:
             os._exit(1)

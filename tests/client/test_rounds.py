@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.privacy.groups import joined, left_out
 from shared.accounting import Mechanism, epsilon
 from shared.models import initial_weights
+from shared.protocol import Reply
+from shared.study import Study
 
 Ward = Any  # the class in conftest.py
 MakeWard = Callable[..., Ward]
@@ -32,9 +35,11 @@ def test_a_round_trains_evaluates_charges_and_tells_only_declared_fields(ward: W
     assert reply.evaluation.noise > 0
     assert ward.kinds() == [
         ("start", ""),
-        ("plan", "evaluate"),
-        ("reserve", "evaluate"),
         ("plan", "train"),
+        ("plan", "evaluate"),
+        ("join", "train"),
+        ("join", "evaluate"),
+        ("reserve", "evaluate"),
         ("reserve", "train"),
         ("commit", "evaluate"),
         ("commit", "train"),
@@ -127,7 +132,12 @@ def test_exact_evaluation_gives_true_counts_and_is_on_record_as_unprotected(
     assert ("reserve", "exact-evaluation") in ward.kinds()
     # The hospital thinks better of it: the patients' exact scores have no finite epsilon.
     ward.policy["evaluation"] = "noised"
-    assert ward.code(ward.ask(study, 3)) == "budget-exhausted"
+    assert ward.ask(study, 3).outcome == "update"
+    with ward.hospital().ledger() as ledger:
+        held_out = {ward.pseudonym(f"held-out-{i}") for i in range(ward.held_out)}
+        assert left_out(ledger.entries(), ledger.members()) == {
+            (study.digest, "evaluate"): held_out
+        }
 
 
 @pytest.mark.parametrize(
@@ -156,16 +166,6 @@ def test_exact_scores_of_few_held_out_patients_do_not_leave(
     assert ward.ask(study, 2).evaluation is not None, "with noise a single patient may be counted"
 
 
-def test_an_opt_out_that_leaves_too_few_ends_exact_scores(make_ward: MakeWard) -> None:
-    ward = make_ward(evaluation="exact", min_patients=6)
-    study = ward.study()
-    ward.approve(study)
-    assert ward.ask(study, 1).evaluation is not None
-    with ward.hospital().ledger() as ledger:
-        ledger.opt_out(ward.pseudonym("held-out-2"))
-    assert ward.ask(study, 2).evaluation is None
-
-
 def test_without_held_out_patients_there_is_no_evaluation(ward: Ward) -> None:
     ward.held_out = 0
     study = ward.study()
@@ -184,9 +184,14 @@ def test_a_study_without_privacy_trains_where_allowed_and_claims_nothing(
     assert reply.spending is None
     # The patients' unprotected past rules them out once the policy changes its mind.
     ward.policy["allow_without_privacy"] = False
-    private = ward.study()
+    private, before = ward.study(), ward.train
     ward.approve(private)
-    assert ward.code(ward.ask(private, 1)) == "budget-exhausted"
+    ward.train += 2
+    assert ward.ask(private, 1).outcome == "update"
+    newcomers = {ward.pseudonym(f"train-{i}") for i in range(before, ward.train)}
+    with ward.hospital().ledger() as ledger:
+        taken = joined(ledger.entries(), ledger.members())
+    assert taken[private.digest, "train"] == newcomers
 
 
 @pytest.mark.parametrize("evaluation", ["none", "exact"])
@@ -207,24 +212,34 @@ def test_a_patient_who_opts_out_is_in_no_later_round_and_stays_charged(ward: War
     with ward.hospital().ledger() as ledger:
         ledger.opt_out(gone)
     assert ward.ask(study, 2).patients == 11
+    ward.approve(other := ward.study(privacy={"epsilon": 1.0}))
+    assert ward.ask(other, 1).patients == 11
     with ward.hospital().ledger() as ledger:
-        members = ledger.members()
-        rounds = [
-            e.round
-            for e in ledger.entries()
-            if e.kind == "reserve" and e.cohort and gone in members[e.cohort]
-        ]
-    assert rounds == [1]
+        taken = joined(ledger.entries(), ledger.members())
+    assert {digest for (digest, _), who in taken.items() if gone in who} == {study.digest}
 
 
-def test_opting_out_below_the_least_number_of_patients_stops_the_site(make_ward: MakeWard) -> None:
-    ward = make_ward(min_patients=12)
-    study = ward.study()
-    ward.approve(study)
-    ward.ask(study, 1)
-    with ward.hospital().ledger() as ledger:
-        ledger.opt_out(ward.pseudonym("train-3"))
-    assert ward.code(ward.ask(study, 2)) == "policy-cohort"
+@pytest.mark.parametrize("gone", ["train-3", "held-out-2"])
+def test_an_opt_out_shows_in_nothing_that_is_not_noised(make_ward: MakeWard, gone: str) -> None:
+    plain, less = make_ward("plain", min_patients=6), make_ward("less", min_patients=6)
+    study = plain.study()
+    for ward in (plain, less):
+        ward.approve(study)
+        ward.ask(study, 1)
+    with less.hospital().ledger() as ledger:
+        ledger.opt_out(less.pseudonym(gone))
+    for number, task in ((2, "train"), (3, "train"), (4, "evaluate")):
+        told = [public(ward.ask(study, number, task=task)) for ward in (plain, less)]
+        assert told[0] == told[1]
+
+
+def public(reply: Reply) -> dict[str, Any]:
+    """All of a reply but noised counts, the keyed hash and how many patients are here."""
+    told = reply.model_dump(exclude={"patients": True, "head": {"hash"}})
+    for counts in (told["evaluation"], told["personal"]):
+        if counts:
+            counts["counts"] = len(counts["counts"])
+    return told
 
 
 def test_a_patient_who_comes_later_joins_at_the_same_noise(ward: Ward) -> None:
@@ -243,15 +258,29 @@ def test_a_patient_who_comes_later_joins_at_the_same_noise(ward: Ward) -> None:
 def test_two_studies_share_the_patients_lifetime(make_ward: MakeWard) -> None:
     ward = make_ward(max_epsilon_per_patient=10)
     one, two = ward.study(), ward.study(privacy={"epsilon": 6.0})
-    ward.approve(one)
-    ward.approve(two)
+    three = ward.study(privacy={"epsilon": 7.0})
+    for study in (one, two, three):
+        ward.approve(study)
     assert ward.ask(one, 1).outcome == "update"
-    # One round of the first study costs far less than 4, but its other rounds are promised.
-    assert ward.code(ward.ask(two, 1)) == "budget-exhausted"
-    with ward.hospital().ledger() as ledger:
-        ledger.close_study(one.digest)
-    assert ward.ask(two, 1).outcome == "update"
+    first = taking_part(ward, one)
+    ward.train, ward.held_out = 2 * ward.train, 2 * ward.held_out
+    # One round of the first study costs far less than 4, but its other rounds are promised: who
+    # takes part in it is left out of the second, for good, and the server is told nothing of it.
+    for number in (1, 2):
+        assert ward.ask(two, number).outcome == "update"
+        assert len(taking_part(ward, two)) == 18
+        assert taking_part(ward, two).isdisjoint(first)
+        with ward.hospital().ledger() as ledger:
+            ledger.close_study(one.digest)
+    assert ward.ask(three, 1).outcome == "update"
+    assert taking_part(ward, three) == first
     assert ward.code(ward.ask(one, 2)) == "budget-exhausted"
+
+
+def taking_part(ward: Ward, study: Study) -> set[str]:
+    with ward.hospital().ledger() as ledger:
+        taken = joined(ledger.entries(), ledger.members())
+    return {patient for (of, _), who in taken.items() if of == study.digest for patient in who}
 
 
 def test_the_audit_log_says_what_left_and_names_no_patient(ward: Ward) -> None:

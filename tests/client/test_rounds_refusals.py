@@ -65,8 +65,6 @@ def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
     [
         ({"max_epsilon_per_study": 7.9}, {}, "policy-epsilon"),
         ({"max_epsilon_per_study": 0}, {}, "policy-epsilon"),
-        ({"max_epsilon_per_patient": 7.5}, {}, "budget-exhausted"),
-        ({"max_epsilon_per_patient": 0}, {}, "budget-exhausted"),
         ({"max_delta": 1e-6}, {}, "policy-delta"),
         ({"max_delta": 1e-9}, {"privacy": {"delta": None}}, "policy-delta"),
         ({"min_patients": 13}, {}, "policy-cohort"),

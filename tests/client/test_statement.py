@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from client.privacy.account import Limits
 from client.spending import spending_report
 from client.statement import Statement, make_statement, sign_statement, verify_statement
 from shared.errors import SiteError
@@ -24,7 +25,7 @@ def statement(ward: Ward) -> Statement:
     create_node_key(ward.home)
     with ward.hospital().ledger() as ledger:
         ledger.opt_out(ward.pseudonym("train-1"))
-        report = spending_report(ledger, budget=10.0, delta=1e-5)
+        report = spending_report(ledger, Limits(10.0, 1e-5))
     names = {study.digest: "tiny <study> </script>"}
     return make_statement(ward.hospital().site, report, names, ward.time)
 
@@ -35,8 +36,8 @@ def test_a_signed_page_verifies_and_says_what_was_spent(ward: Ward, statement: S
     spending = statement.spending
     assert (spending.patients, spending.opted_out) == (18, 1)
     for account in spending.accounts:
-        assert f"{account.spent:.2f}" in page
-        assert account.spent + account.reserved + account.left == pytest.approx(account.budget)
+        assert f"<td>{account.epsilon:.2f}</td>" in page
+        assert f"<td>{account.used:.0%}</td>" in page
     assert "1 have opted out" in page
 
 
@@ -85,7 +86,7 @@ def test_what_was_shared_without_noise_is_never_given_a_number(ward: Ward) -> No
     ward.ask(study, 1)
     create_node_key(ward.home)
     with ward.hospital().ledger() as ledger:
-        report = spending_report(ledger, budget=10.0, delta=1e-5)
+        report = spending_report(ledger, Limits(10.0, 1e-5))
     bare = [account for account in report.accounts if account.unprotected]
     assert [account.unprotected for account in bare] == [("exact-evaluation",)] * 2
     page = sign_statement(
@@ -102,7 +103,7 @@ def test_where_images_count_as_patients_the_page_says_so_and_signs_it(
     ward.data["without_patient_id"] = setting
     create_node_key(ward.home)
     with ward.hospital().ledger() as ledger:
-        report = spending_report(ledger, budget=10.0, delta=1e-5)
+        report = spending_report(ledger, Limits(10.0, 1e-5))
     stated = make_statement(ward.hospital().site, report, {}, ward.time)
     page = sign_statement(stated, ward.home / "node.key")
     assert ("two images of one person count as two patients" in page) == (

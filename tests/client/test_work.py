@@ -45,4 +45,4 @@ def test_an_evaluation_plans_no_training(ward: Ward) -> None:
     with hospital.ledger() as ledger:
         work = plan_work(ledger, study, "evaluate", hospital.site.config.policy, cohort)
     assert work.training is None
-    assert [use.plan.purpose for use in work.uses()] == ["evaluate"]
+    assert [plan.purpose for plan, _ in work.uses()] == ["evaluate"]

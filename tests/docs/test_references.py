@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from client.data.labels import parse_labels
 from client.data.table import parse_table
-from client.site import Columns, DataSource, SiteConfig
+from client.site import DataSource, SiteConfig
 from shared.protocol import RefusalCode, Reply, ScoreHistogram, Spending
 from shared.study import Study
 from simulations.cli import app
@@ -136,7 +136,8 @@ def test_the_labels_example_can_be_read_with_the_settings_beside_it() -> None:
     toml, _ = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     data = tomllib.loads(toml)["data"]
     content = "".join(line.strip() + "\n" for line in table.splitlines()).encode()
-    found = parse_labels(content, Columns.model_validate(data["columns"]), "docs")
+    source = DataSource.model_validate({"images": "i", "labels": "l", "columns": data["columns"]})
+    found = parse_labels(content, source, "docs").rows
     assert [(row.patient, data["values"][row.label]) for row in found] == [
         ("4711", "normal"),
         ("4711", "normal"),
@@ -184,16 +185,41 @@ def test_every_refusal_code_is_explained_to_the_coordinator() -> None:
     )
 
 
+def source_text(*folders: str) -> str:
+    """Return the program's text; what its messages fill in is "..."."""
+    files = [path for name in folders for path in sorted((ROOT / name).rglob("*.py"))]
+    source = " ".join(path.read_text() for path in files)
+    # Adjacent string literals are one text.
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    return re.sub(r"\{[^{}\n]*\}", "...", source)
+
+
 def test_every_message_of_the_troubleshooting_table_is_in_the_program() -> None:
     _, _, table = page("hospital.md").partition("## Troubleshooting")
-    source = " ".join(path.read_text() for path in sorted((ROOT / "client").rglob("*.py")))
-    source += " ".join(path.read_text() for path in sorted((ROOT / "shared").rglob("*.py")))
-    # Adjacent string literals are one text; what is filled in is "...".
-    source = re.sub(r'"\s*\n\s*f?"', "", source)
-    source = re.sub(r"\{[^{}]*\}", "...", source)
+    source = source_text("client", "shared")
     messages = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(messages) > 30
     for message in messages:
         for text in re.split(r"\.\.\.|; | / |: ", re.sub(r"\(?`[^`]*`\)?", "", message)):
             part = text.strip(" .,()")
             assert len(part) < 8 or part in source or part.startswith("at the coordinator"), part
+
+
+def test_what_two_releases_say_of_each_other_is_in_the_program() -> None:
+    section = page("coordinator.md").partition("## Upgrading")[2].partition("\n## ")[0]
+    source = source_text("client", "server", "shared")
+    for said in (
+        "the site runs another release: its node refused this server's bundle",
+        "the bundle is not the one of this release",
+        "the site runs an older release: its node speaks version ... of the protocol, this server "
+        "version ...",
+        "the study is of format ...",
+        "; this release reads format ...",
+    ):
+        assert said in source, said
+        assert re.search(re.escape(said).replace(r"\.\.\.", r"\d"), section), said
+    codes = set(re.findall(r"`([a-z]+-[a-z]+)`", section)) - {"new-study"}
+    assert codes == {
+        *("site-failed", "site-refused", "round-refused"),
+        *("bundle-refused", "message-invalid", "study-invalid"),
+    }

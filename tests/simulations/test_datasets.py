@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_groups_of_dicom_images_need_the_column_of_the_patient(tmp_path: Path) -
     data = {"source": "dicom", "path": str(tmp_path), "labels": str(table)}
     assert describe_dataset(DicomData.model_validate(data)).classes == ("no", "yes")
     grouped = DicomData.model_validate({**data, "groups": ("hospital",)})
-    with pytest.raises(SimulationError, match="the table has no column 'patient'"):
+    with pytest.raises(SimulationError, match="the table has no columns 'patient'"):
         describe_dataset(grouped)
 
 
@@ -262,7 +263,8 @@ COLUMNS = (
 def test_table_is_scaled_as_the_hospitals_pipeline_does(tmp_path: Path) -> None:
     path = tmp_path / "some.csv"
     path.write_text(TABLE)
-    mine = scaled_rows(read_csv(path), COLUMNS, ("", "?"))
+    names = [column.name for column in COLUMNS]
+    mine = scaled_rows(read_csv(path, names, names), COLUMNS, ("", "?"))
     study = parse_study(
         {
             "name": "x",
@@ -275,6 +277,61 @@ def test_table_is_scaled_as_the_hospitals_pipeline_does(tmp_path: Path) -> None:
     source = DataSource(table=path, columns={"patient": "id", "label": "sick"})
     theirs = parse_table(TABLE.encode(), source, study, "test")
     np.testing.assert_allclose(mine, [row.values for row in theirs.rows], rtol=1e-6)
+
+
+def simulated(path: Path, **settings: Any) -> TableData:
+    """The table's two columns of numbers and its label, as a simulation has them."""
+    return TableData(
+        source="table",
+        path=str(path),
+        columns=(COLUMNS[0], COLUMNS[2]),
+        label="sick",
+        test_part=0.5,
+        **settings,
+    )
+
+
+def numbers(decimal: str, extra: str = "") -> str:
+    """A table of 40 patients with a fraction in each number."""
+    lines = [f"years;pressure;sick{extra}"]
+    for n in range(40):
+        row = f"{20 + n}.5;{80 + 3 * n}.25;{'yes' if n % 2 else 'no'}"
+        lines.append(row.replace(".", decimal) + (";x;y" if extra else ""))
+    return "\n".join(lines) + "\n"
+
+
+def test_a_decimal_comma_is_read_where_the_scenario_says_so_and_refused_where_not(
+    tmp_path: Path,
+) -> None:
+    point, comma = tmp_path / "point.csv", tmp_path / "comma.csv"
+    point.write_text(numbers("."))
+    comma.write_text(numbers(","))
+    expected = load_dataset(simulated(point), 0)
+    found = load_dataset(simulated(comma, decimal=","), 0)
+    np.testing.assert_array_equal(found.train.images, expected.train.images)
+    with pytest.raises(SimulationError, match="no cell of column 'years' is understood"):
+        load_dataset(simulated(comma), 0)
+
+
+def test_a_column_twice_or_a_stray_quote_is_refused_as_a_hospital_refuses_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "twice.csv"
+    path.write_text(numbers(".", ";pressure;note"))
+    with pytest.raises(SimulationError, match="two columns 'pressure'"):
+        load_dataset(simulated(path), 0)
+    path.write_text(numbers(".").replace("30.5", '"30.5').replace("40.5", '40.5"'))
+    with pytest.raises(SimulationError, match="quotation mark in line 12"):
+        load_dataset(simulated(path), 0)
+
+
+def test_cells_that_are_not_understood_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text(numbers(".").replace("30.5", "1_0").replace("31.5", "inf"))
+    found = load_dataset(simulated(path), 0)
+    every = concatenate([found.train, found.test])
+    assert np.isnan(every.images).sum(axis=0).tolist() == [2, 0]
+    assert found.facts.notes == ("column years: 2 cells not understood, missing",)
 
 
 def test_table_leaves_out_who_has_no_label_and_knows_groups(tmp_path: Path) -> None:
@@ -303,7 +360,7 @@ def test_table_leaves_out_who_has_no_label_and_knows_groups(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"label": "ill"}, "no column 'ill'"),
+        ({"label": "ill"}, "no columns 'ill'"),
         ({"classes": ("no", "perhaps")}, "'yes' is none of the classes"),
         ({"path": "nowhere.csv"}, "there is no data 'nowhere.csv'"),
     ],

@@ -135,7 +135,7 @@ def test_no_right_to_read_one_file_or_subfolder_is_told(public_folder, dicom):
 
 def test_missing_columns_are_one_clear_line(make_site, study, dicom):
     images, labels = ward(dicom, 3, 1)
-    with pytest.raises(DataError, match="no columns 'file' and 'label'"):
+    with pytest.raises(DataError, match="no columns 'label'"):
         load_cohort(make_site(images, labels.replace("label", "diagnosis")), study)
 
 

@@ -120,3 +120,49 @@ def test_content_digest_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc" * 100_000)
     expected = hashlib.sha256(b"abc" * 100_000).hexdigest()
     assert content_digest(str(tmp_path / "x")) == expected
+
+
+def named(tmp_path, *names: str) -> Folder:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return list_folder(tmp_path)
+
+
+DECOMPOSED = "M\u0075\u0308ller.dcm"
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "in_table"),
+    [
+        (DECOMPOSED, "M\u00fcller.dcm"),
+        ("M\u00fcller.dcm", DECOMPOSED),
+        ("deep/img01.dcm", "DEEP\\IMG01.DCM"),
+        ("Stra\u00dfe.dcm", "STRASSE.DCM"),
+        ("a\u200bb.dcm", "ab.dcm"),
+    ],
+)
+def test_a_name_in_other_capitals_or_another_unicode_form_is_found(tmp_path, on_disk, in_table):
+    found = named(tmp_path, on_disk, "other.dcm").locate(in_table)
+    assert isinstance(found, ImageFile)
+    assert found.path == str(tmp_path / on_disk)
+
+
+def test_a_name_that_several_files_may_have_is_said_to_be_so(tmp_path):
+    folder = named(tmp_path, "a.dcm", "A.dcm")
+    assert folder.locate("A.DCM") == Reason.AMBIGUOUS_NAME
+    assert folder.locate("A.dcm").path == str(tmp_path / "A.dcm")
+    assert folder.locate("b.dcm") == Reason.MISSING_FILE
+
+
+def test_old_files_without_preamble_look_like_dicom_and_others_do_not(tmp_path):
+    for name, content, found in (
+        ("group 2", b"\x02\0\0\0UL\x04\0", True),
+        ("implicit", b"\x08\0\x05\0\x0a\0\0\0", True),
+        ("big-endian", b"\0\x08\0\x05CS\0\x0a", True),
+        ("text", b"file,patient,label\n", False),
+        ("zeros", bytes(200), False),
+        ("short", b"\x08\0", False),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert looks_like_dicom(str(tmp_path / name)) is found, name

@@ -142,7 +142,7 @@ def test_the_report_counts_by_reason_and_column_and_names_lines_not_patients(
     written = "\n".join(describe_report(report))
     assert "40 rows of 40 patients can be used; 3 of 43 labelled rows are set aside" in written
     assert "line 3, line 42" in written
-    assert "column sex: missing in 2 rows, 2 of them not understood" in written
+    assert "column sex: missing in 2 of 44 rows, 2 of them not understood (such as 'x')" in written
     assert "Q2" not in written + report.model_dump_json()
     paths = sorted(site.reports.iterdir())
     assert json.loads(paths[0].read_text())["columns"][0]["name"] == "age"

@@ -13,29 +13,34 @@ from ledger_kit import (
     DELTA,
     LIMITS,
     VAULT,
+    charged,
+    join,
     people,
     plan,
     train,
     used,
 )
 
-from client.privacy.budget import Limits, Wanted
-from client.privacy.groups import EVERYONE, charges_of, group_patients, spent
+from client.privacy.account import Limits
+from client.privacy.budget import Wanted
+from client.privacy.groups import EVERYONE
 from client.privacy.ledger import Ledger
 from client.privacy.ledger_schema import open_engine
 from client.spending import spending_report, study_epsilon
 from shared.accounting import Mechanism, epsilon
 from shared.errors import LedgerError, PolicyRefusal
 
+WHOLE = epsilon([Mechanism(3, 1, 4)], DELTA)
+"""What a study of the kit costs in all: three rounds and a spare one."""
+
 
 def test_a_reservation_is_on_disk_before_it_is_returned_and_counts_without_commit(
     path: Path,
 ) -> None:
     ledger = Ledger(path, VAULT)
-    ledger.reserve([Wanted(plan(), ANN_BOB)], LIMITS, run="run", round_number=1)
+    ledger.reserve([(plan(), 1)], run="run", round_number=1)
     with Ledger(path, VAULT) as other:  # the first never closed, as after a crash
-        entries, members = other.entries(), other.members()
-        assert study_epsilon(entries, members, plan()) == epsilon([Mechanism(3, 1, 1)], DELTA)
+        assert study_epsilon(other.entries(), plan()) == epsilon([Mechanism(3, 1, 1)], DELTA)
     ledger.close()
 
 
@@ -62,95 +67,113 @@ def test_the_file_is_durable_private_and_append_only(path: Path) -> None:
                 database.execute(change)
 
 
-def test_epsilon_of_each_patient_is_the_composition_of_all_they_took_part_in(path: Path) -> None:
+def test_who_joins_is_charged_the_whole_study_at_once_and_rounds_charge_nothing_more(
+    path: Path,
+) -> None:
+    with Ledger(path, VAULT) as ledger:
+        join(ledger)
+        assert charged(ledger) == {ANN_BOB: WHOLE}
+        for number in (1, 2, 3):
+            train(ledger, number)
+        assert charged(ledger) == {ANN_BOB: WHOLE}
+
+
+def test_each_patient_is_charged_all_studies_joined_and_no_other(path: Path) -> None:
     with Ledger(path, VAULT) as ledger:
         train(ledger, 1, ANN_BOB)
         train(ledger, 2, ANN_BOB_EVE)
         train(ledger, 1, people("eve", "kim"), plan=plan("b", noise_multiplier=5.0))
-        charges, members = charges_of(ledger.entries()), ledger.members()
-        groups = group_patients([charge.cohort for charge in charges], members)
-        found = {g.patients: spent(g, charges, DELTA).epsilon for g in groups}
-    assert found == {
-        ANN_BOB: epsilon([Mechanism(3, 1, 2)], DELTA),
-        people("eve"): epsilon([Mechanism(3, 1, 1), Mechanism(5, 1, 1)], DELTA),
-        people("kim"): epsilon([Mechanism(5, 1, 1)], DELTA),
-    }
+        assert charged(ledger) == {
+            ANN_BOB: WHOLE,
+            people("eve"): epsilon([Mechanism(3, 1, 4), Mechanism(5, 1, 4)], DELTA),
+            people("kim"): epsilon([Mechanism(5, 1, 4)], DELTA),
+        }
 
 
-def test_a_patient_who_comes_later_does_not_open_a_new_account_for_the_others(path: Path) -> None:
+def test_a_patient_who_joins_late_is_charged_all_of_it_and_nobody_else_anything(
+    path: Path,
+) -> None:
     with Ledger(path, VAULT) as ledger:
         for number, who in ((1, ANN_BOB), (2, ANN_BOB_EVE), (3, ANN_BOB_EVE)):
             train(ledger, number, who)
-        report = spending_report(ledger, budget=10.0, delta=DELTA)
-    by_size = {a.patients: a.spent for a in report.accounts if a.study}
-    assert by_size == {
-        2: epsilon([Mechanism(3, 1, 3)], DELTA),
-        1: epsilon([Mechanism(3, 1, 2)], DELTA),
-    }
+        report = spending_report(ledger, LIMITS)
+    study, _ = report.accounts
+    assert (study.patients, study.epsilon) == (3, WHOLE)
 
 
-def test_the_report_says_what_is_spent_reserved_and_left(path: Path) -> None:
+def test_the_report_says_what_is_charged_and_what_is_left(path: Path) -> None:
     with Ledger(path, VAULT) as ledger:
         train(ledger, 1)
-        ledger.reserve([Wanted(plan(), ANN_BOB)], LIMITS, run="run", round_number=2)
+        ledger.reserve([(plan(), 1)], run="run", round_number=2)
         ledger.opt_out(*people("bob"))
-        report = spending_report(ledger, budget=10.0, delta=DELTA)
-    now, whole = (epsilon([Mechanism(3, 1, n)], DELTA) for n in (2, 4))
+        report = spending_report(ledger, LIMITS)
     study, lifetime = report.accounts
-    assert (study.spent, study.reserved, study.left) == (now, whole - now, 8.0 - whole)
-    assert (lifetime.spent, lifetime.reserved, lifetime.left) == (now, whole - now, 10.0 - whole)
+    assert (study.epsilon, study.budget, study.used) == (WHOLE, 8.0, WHOLE / 8)
+    assert (lifetime.epsilon, lifetime.budget) == (10.0, 10.0)
+    # By hand: at order 3.5 four Gaussians of noise 3 cost 4 x 3.5 / (2 x 9), and epsilon 10 at
+    # delta 1e-5 grants 10 - log(2.5 / 3.5) + (log 1e-5 + log 3.5) / 2.5 = 6.2324.
+    assert lifetime.used == pytest.approx(0.77778 / 6.2324, rel=1e-3)
     (mechanism,) = report.plans
     assert (mechanism.used, mechanism.committed, mechanism.uses) == (2, 1, 4)
     assert (report.patients, report.opted_out) == (2, 1)
 
 
-def test_a_study_beyond_the_budget_at_its_last_round_is_refused_before_its_first(
-    path: Path,
-) -> None:
-    whole = epsilon([Mechanism(3, 1, 4)], DELTA)
+def test_who_cannot_afford_all_of_a_study_takes_no_part_and_the_others_do(path: Path) -> None:
+    low = Limits(epsilon=6.0, delta=DELTA)
+    costly = plan("b", noise_multiplier=2.0, uses=5)
     with Ledger(path, VAULT) as ledger:
-        low = Limits(epsilon=whole - 1e-3, delta=DELTA)
-        with pytest.raises(PolicyRefusal) as refusal:
-            ledger.reserve([Wanted(plan(), ANN_BOB)], low, run="run", round_number=1)
-        assert refusal.value.code == "budget-exhausted"
-        assert used(ledger) == 0
-        assert ledger.plan("a" * 64, "train") is None
-        enough = Limits(epsilon=whole, delta=DELTA)
-        for number in (1, 2, 3):
-            ledger.reserve([Wanted(plan(), ANN_BOB)], enough, run="run", round_number=number)
+        assert join(ledger, people("eve"), costly, low) == people("eve")
+        assert join(ledger, ANN_BOB_EVE, costly_too := plan("c", noise_multiplier=2.0), low) == (
+            ANN_BOB
+        )
+        assert charged(ledger)[people("eve")] == epsilon([Mechanism(2, 1, 5)], DELTA)
+        # Once and for all of the study, although closing the other has made room.
+        ledger.close_study(costly.study)
+        assert join(ledger, ANN_BOB_EVE, costly_too, low) == ANN_BOB
+        assert join(ledger, ANN_BOB_EVE, plan("d", noise_multiplier=2.0, uses=1), low) >= (
+            people("eve")
+        )
 
 
-def test_what_open_studies_still_need_is_not_given_away(path: Path) -> None:
-    one, two = plan("a"), plan("b")
-    both = epsilon([Mechanism(3, 1, 8)], DELTA)
-    limits = Limits(epsilon=both - 1e-3, delta=DELTA)
+def test_nobodys_part_depends_on_who_else_is_there(path: Path) -> None:
+    low = Limits(epsilon=6.0, delta=DELTA)
+    crowd, costly = people(*map(str, range(20))), plan("b", noise_multiplier=2.0, uses=5)
+    alone, together = Ledger(path, VAULT), Ledger(path.with_name("other.sqlite"), VAULT)
+    with alone, together:
+        for ledger, others in ((alone, frozenset()), (together, crowd)):
+            join(ledger, people("eve") | others, costly, low)
+            kept = join(ledger, ANN_BOB_EVE | others, plan("c", noise_multiplier=2.0), low)
+            assert kept & ANN_BOB_EVE == ANN_BOB
+
+
+def test_a_closed_study_charges_what_was_used(path: Path) -> None:
     with Ledger(path, VAULT) as ledger:
-        ledger.reserve([Wanted(one, ANN_BOB)], limits, run="run", round_number=1)
-        with pytest.raises(PolicyRefusal):
-            ledger.reserve([Wanted(two, ANN_BOB)], limits, run="run", round_number=1)
-        # Other patients, or the first study's end, make room.
-        ledger.reserve([Wanted(two, people("kim"))], limits, run="run", round_number=1)
-        ledger.close_study(one.study)
-        ledger.reserve([Wanted(two, ANN_BOB)], limits, run="run", round_number=2)
+        train(ledger, 1)
+        train(ledger, 2)
+        ledger.close_study(plan().study)
+        assert charged(ledger) == {ANN_BOB: epsilon([Mechanism(3, 1, 2)], DELTA)}
+        assert join(ledger, ANN_BOB_EVE) == ANN_BOB  # nobody joins what has ended
 
 
-def test_a_patient_in_both_parts_of_a_study_keeps_its_budget(path: Path) -> None:
+def test_a_patient_is_on_one_side_of_a_study(path: Path) -> None:
     training, scores = plan(epsilon=4.0), plan(purpose="evaluate", epsilon=4.0)
-    uses = [Wanted(training, ANN_BOB), Wanted(scores, people("bob"))]
-    with Ledger(path, VAULT) as ledger, pytest.raises(PolicyRefusal):
-        ledger.reserve(uses, Limits(50.0, DELTA), run="run", round_number=1)
-
-
-def test_newcomers_who_spent_too_much_elsewhere_are_left_out_and_the_study_goes_on(
-    path: Path,
-) -> None:
-    limits = Limits(epsilon=epsilon([Mechanism(3, 1, 6)], DELTA), delta=DELTA)
     with Ledger(path, VAULT) as ledger:
-        ledger.reserve([Wanted(plan("b"), people("eve"))], limits, run="run", round_number=1)
-        ledger.reserve([Wanted(plan("a"), ANN_BOB)], limits, run="run", round_number=1)
-        wanted = Wanted(plan("a"), ANN_BOB_EVE)
-        assert ledger.eligible(wanted, limits) == ANN_BOB
-        assert ledger.eligible(Wanted(plan("a"), people("kim")), limits) == people("kim")
+        found = ledger.join(
+            [Wanted(training, ANN_BOB), Wanted(scores, people("bob", "kim"))], Limits(50.0, DELTA)
+        )
+        assert found == {"train": ANN_BOB, "evaluate": people("kim")}
+        # The next round asks the other way round, as after a lost split key.
+        assert join(ledger, people("kim", "eve"), training, Limits(50.0, DELTA)) == people("eve")
+
+
+def test_what_a_side_joins_it_joins_together_or_not_at_all(path: Path) -> None:
+    description = plan(purpose="describe", noise_multiplier=2.0)
+    with Ledger(path, VAULT) as ledger:
+        low = Limits(epsilon=5.7, delta=DELTA)
+        both = [Wanted(description, ANN_BOB), Wanted(plan(), ANN_BOB)]
+        assert ledger.join(both, low) == {"describe": frozenset(), "train": frozenset()}
+        assert charged(ledger) == {}
+        assert join(ledger, people("kim"), plan("b"), low) == people("kim")
 
 
 def test_uses_never_exceed_what_the_noise_was_calibrated_for(path: Path) -> None:
@@ -163,6 +186,7 @@ def test_uses_never_exceed_what_the_noise_was_calibrated_for(path: Path) -> None
                 train(ledger, number, run=run)
             assert refusal.value.code == "budget-exhausted"
         assert used(ledger) == 4
+        assert join(ledger, people("kim")) == frozenset()  # to be charged for nothing
 
 
 def test_repeats_of_a_round_take_the_spare_rounds_only(path: Path) -> None:
@@ -174,15 +198,15 @@ def test_repeats_of_a_round_take_the_spare_rounds_only(path: Path) -> None:
         train(ledger, 2)
 
 
-def test_a_use_of_several_is_charged_and_repeated_whole_or_not_at_all(path: Path) -> None:
-    both = Wanted(plan(uses=5, spares=3), ANN_BOB, uses=2)
+def test_a_use_of_several_is_made_and_repeated_whole_or_not_at_all(path: Path) -> None:
+    closing = plan(uses=5, spares=3)
     with Ledger(path, VAULT) as ledger:
-        ledger.reserve([both], LIMITS, run="run", round_number=1)
+        ledger.reserve([(closing, 2)], run="run", round_number=1)
         assert [e.steps for e in ledger.entries() if e.kind == "reserve"] == [2]
-        ledger.reserve([both], LIMITS, run="run", round_number=1)
+        ledger.reserve([(closing, 2)], run="run", round_number=1)
         for number in (1, 2):  # one use is left, which is too little for a repeat or a new round
             with pytest.raises(PolicyRefusal, match="4 of 5"):
-                ledger.reserve([both], LIMITS, run="run", round_number=number)
+                ledger.reserve([(closing, 2)], run="run", round_number=number)
         assert used(ledger) == 4
 
 
@@ -195,9 +219,8 @@ def test_the_first_rounds_plan_stays(path: Path) -> None:
 
 def test_reserving_is_all_or_nothing(path: Path) -> None:
     with Ledger(path, VAULT) as ledger:
-        poor = Wanted(plan(purpose="evaluate", noise_multiplier=0.1), people("kim"))
         with pytest.raises(PolicyRefusal):
-            ledger.reserve([Wanted(plan(), ANN_BOB), poor], LIMITS, run="run", round_number=1)
+            ledger.reserve([(plan(), 1), (plan(purpose="evaluate"), 5)], run="run", round_number=1)
         assert [e.kind for e in ledger.entries()] == ["start"]
 
 
@@ -205,55 +228,72 @@ def test_a_transaction_that_fails_half_way_leaves_nothing_behind(path: Path) -> 
     impossible = Wanted(plan(purpose="evaluate", spares=-1), people("kim"))
     with Ledger(path, VAULT) as ledger:
         with pytest.raises(LedgerError):
-            ledger.reserve([Wanted(plan(), ANN_BOB), impossible], LIMITS, run="r", round_number=1)
+            ledger.join([Wanted(plan(), ANN_BOB), impossible], LIMITS)
         assert [e.kind for e in ledger.entries()] == ["start"]
         train(ledger, 1)  # the patients of the failed try are written anew
 
 
-def test_who_opted_out_is_not_charged_again(path: Path) -> None:
+def test_who_opted_out_takes_no_part_stays_charged_and_is_not_charged_again(path: Path) -> None:
     with Ledger(path, VAULT) as ledger:
         train(ledger, 1)
         ledger.opt_out(*people("bob"))
         ledger.opt_out(*people("bob"))
         assert ledger.opted_out() == people("bob")
-        assert ledger.eligible(Wanted(plan(), ANN_BOB), LIMITS) == people("ann")
-        with pytest.raises(LedgerError, match="changed just now"):
-            train(ledger, 2)
-        assert used(ledger) == 1
+        assert join(ledger) == people("ann")
+        assert join(ledger, ANN_BOB, plan("b")) == people("ann")
+        assert charged(ledger)[people("bob")] == WHOLE
+
+
+def test_nobody_at_all_is_recorded_like_anybody(path: Path) -> None:
+    with Ledger(path, VAULT) as some, Ledger(path.with_name("none.sqlite"), VAULT) as none:
+        for number in (1, 2):
+            train(some, number, ANN_BOB)
+            train(none, number, frozenset())
+        assert [public(e) for e in some.entries() if not e.cohort] == [
+            public(e) for e in none.entries()
+        ]
+        assert some.head().entries == none.head().entries
+
+
+def public(entry: object) -> dict[str, object]:
+    """All of an entry but what is random, and its place among the private ones."""
+    hidden = {"seq", "hidden", "nonce", "time", "prev", "hash", "note"}
+    return {name: value for name, value in vars(entry).items() if name not in hidden}
 
 
 def test_noise_free_releases_rule_patients_out_unless_waived(path: Path) -> None:
     bare = plan(noise_multiplier=0.0)
     waived = Limits(10.0, DELTA, frozenset({"train"}))
     with Ledger(path, VAULT) as ledger:
-        with pytest.raises(PolicyRefusal):
-            ledger.reserve([Wanted(bare, ANN_BOB)], LIMITS, run="run", round_number=1)
-        ledger.reserve([Wanted(bare, ANN_BOB)], waived, run="run", round_number=1)
-        with pytest.raises(PolicyRefusal):
-            ledger.reserve([Wanted(plan("b"), ANN_BOB)], LIMITS, run="run", round_number=1)
-        ledger.reserve([Wanted(plan("b"), ANN_BOB)], waived, run="run", round_number=1)
-        report = spending_report(ledger, budget=10.0, delta=DELTA)
-    assert report.accounts[-1].unprotected == ("train",)
+        assert join(ledger, people("kim"), bare) == frozenset()
+        assert join(ledger, ANN_BOB, bare, waived) == ANN_BOB
+        assert join(ledger, ANN_BOB_EVE, plan("b"), LIMITS) == people("eve")
+        assert join(ledger, ANN_BOB, plan("c"), waived) == ANN_BOB
+        report = spending_report(ledger, LIMITS)
+    assert [a.unprotected for a in report.accounts if a.study == ""] == [("train",), ()]
 
 
 def test_what_everyone_was_charged_counts_for_patients_known_and_unknown(path: Path) -> None:
-    everyone, three = frozenset({EVERYONE}), Limits(epsilon=3.0, delta=DELTA)
+    everyone, small = frozenset({EVERYONE}), Limits(epsilon=3.5, delta=DELTA)
     with Ledger(path, VAULT) as ledger:
         train(ledger, 1, people("ann"), plan("a"))
-        ledger.adopt([Wanted(plan("b"), everyone)])
-        report = spending_report(ledger, budget=10.0, delta=DELTA)
-        lifetime = {a.who: a.spent for a in report.accounts if not a.study}
-        both, one = [Mechanism(3, 1, 4), Mechanism(3, 1, 4)], [Mechanism(3, 1, 4)]
-        assert lifetime == {"1": epsilon(both, DELTA), "all others": epsilon(one, DELTA)}
+        ledger.close_study(plan("a").study)
+        ledger.check_head(ledger.head())
+        ledger.adopt([plan("b")])
+        report = spending_report(ledger, LIMITS)
+        assert charged(ledger) == {
+            everyone: WHOLE,
+            people("ann"): epsilon([Mechanism(3, 1, 5)], DELTA),
+        }
+        assert [a.who for a in report.accounts if not a.study] == ["1", "all others"]
         assert report.patients == 1
-        assert study_epsilon(ledger.entries(), ledger.members(), plan("b")) == epsilon(one, DELTA)
+        assert study_epsilon(ledger.entries(), plan("b")) == WHOLE
         # A stranger has paid too: too little is left of a budget that one study fits.
-        assert epsilon(one, DELTA) < three.epsilon < epsilon(both, DELTA)
-        for who in (people("ann"), people("stranger")):
-            with pytest.raises(PolicyRefusal, match="1 patients would exceed"):
-                ledger.reserve([Wanted(plan("c"), who)], three, run="run", round_number=1)
+        assert join(ledger, people("ann", "stranger"), plan("c"), small) == frozenset()
+        with Ledger(path.with_name("fresh.sqlite"), VAULT) as fresh:
+            assert join(fresh, people("stranger"), plan("c"), small) == people("stranger")
         # Nobody can be left out of the study itself, and it has no round left.
-        assert ledger.eligible(Wanted(plan("b"), people("kim")), three) == people("kim")
+        assert join(ledger, people("kim"), plan("b"), small) == people("kim")
         with pytest.raises(PolicyRefusal, match="used 4 of 4"):
             train(ledger, 1, people("kim"), plan("b"))
 
@@ -261,23 +301,5 @@ def test_what_everyone_was_charged_counts_for_patients_known_and_unknown(path: P
 def test_of_two_versions_of_a_lost_plan_what_costs_more_is_charged(path: Path) -> None:
     versions = [plan(noise_multiplier=2.0), plan(steps=2), plan(uses=3)]
     with Ledger(path, VAULT) as ledger:
-        ledger.adopt([Wanted(version, ANN_BOB) for version in versions])
-        (charge,) = charges_of(ledger.entries())
-    assert (charge.noise_multiplier, charge.steps) == (2.0, 8)
-
-
-def test_patients_of_a_bare_release_are_refused_for_it_and_not_for_their_budget(path: Path) -> None:
-    bare, noised = (plan(purpose=p, noise_multiplier=n) for p, n in
-                    (("exact-evaluation", 0.0), ("evaluate", 3.0)))  # fmt: skip
-    then, now = Limits(10.0, DELTA, frozenset({"exact-evaluation"})), Limits(99.0, DELTA)
-    with Ledger(path, VAULT) as ledger:
-        ledger.reserve([Wanted(bare, ANN_BOB)], then, run="run", round_number=1)
-        with pytest.raises(PolicyRefusal, match=r"2 patients .*no budget.*: exact-eval") as it:
-            ledger.reserve([Wanted(noised, ANN_BOB_EVE)], now, run="run", round_number=2)
-        assert it.value.code == "budget-exhausted"
-        assert "policy.evaluation" in it.value.where
-        assert "raise the budget" not in it.value.todo
-        ledger.reserve([Wanted(noised, ANN_BOB_EVE)], then, run="run", round_number=2)
-        poor = Limits(0.1, DELTA, frozenset({"exact-evaluation"}))
-        with pytest.raises(PolicyRefusal, match="1 patients would exceed their budget"):
-            ledger.reserve([Wanted(plan("b"), people("kim"))], poor, run="run", round_number=1)
+        ledger.adopt(versions)
+        assert set(charged(ledger).values()) == {epsilon([Mechanism(2, 1, 8)], DELTA)}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy.budget import Limits, Wanted
+from client.privacy.account import Limits
+from client.privacy.budget import Wanted
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
 from client.vault import Vault
@@ -29,9 +30,9 @@ def plan(study: int) -> Plan:
 
 def reserve(ledger: Ledger, number: int, patients: int = 1) -> int:
     who = frozenset(VAULT.pseudonym(f"{number}-{i}") for i in range(patients))
-    use = Wanted(plan(number), who)
-    (reservation,) = ledger.reserve([use], LIMITS, run="run", round_number=1)
-    return reservation.seq
+    ledger.join([Wanted(plan(number), who)], LIMITS)
+    (reservation,) = ledger.reserve([(plan(number), 1)], run="run", round_number=1)
+    return reservation
 
 
 def test_killed_in_mid_round_every_spend_is_on_record_and_the_next_start_works(
@@ -57,7 +58,8 @@ def test_killed_in_mid_round_every_spend_is_on_record_and_the_next_start_works(
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from client.privacy.budget import Limits, Wanted
+from client.privacy.account import Limits
+from client.privacy.budget import Wanted
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
 from client.vault import Vault
@@ -70,8 +72,8 @@ who = frozenset(vault.pseudonym(f"new-{i}") for i in range(4000))
 with Ledger(Path(sys.argv[1]), vault) as ledger:
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     try:
-        ledger.reserve([Wanted(plan, who)], Limits(1000.0, 1e-5), run="run", round_number=1)
-        print("reserved")
+        ledger.join([Wanted(plan, who)], Limits(1000.0, 1e-5))
+        print("joined")
     except LedgerError as error:
         print(error)
 """
@@ -118,7 +120,7 @@ def test_a_disk_that_fills_up_in_mid_commit_loses_nothing(small_disk: Path) -> N
             done.extend(reserve(ledger, number, patients=60) for number in range(1, 1000))
     (small_disk / "filler").unlink()
     with Ledger(path, VAULT) as ledger:
-        assert [e.seq for e in ledger.entries() if e.kind == "reserve"] == done
+        assert [e.number for e in ledger.entries() if e.kind == "reserve"] == done
         ledger.commit(done)
         assert sum(e.kind == "commit" for e in ledger.entries()) == len(done)
 
