@@ -23,6 +23,9 @@ from client.data.wire import HEADER, MAX_TEXT, READY
 from client.process import forbid_core_dumps
 from shared.study import Input
 
+PROCESSOR_PART = 4
+"""A file may take one part in so many of its time limit in processor time."""
+
 
 def main(arguments: list[str]) -> None:
     """Set the limits, say so, and serve until the parent closes the socket."""
@@ -40,10 +43,13 @@ def _serve(pipe: socket.socket, spec: Input, groupings: list[str], seconds: floa
         wanted, descriptors, _, _ = socket.recv_fds(pipe, 1, 1)
         if not wanted:
             return
-        # The parent ends a slow decoder at `seconds`; this ends one whose parent is gone.
+        # The parent ends a slow decoder at `seconds`; this ends one whose parent is gone, or that
+        # computes for so long that it is not the disk's fault.
         signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds / PROCESSOR_PART)
         reason, answer = _answer(descriptors[0], spec, wanted == b"\1", groupings)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.sendall(answer)
         if reason == Reason.TOO_LARGE:
             return  # a process that ran out of memory is not to be trusted with another file

@@ -19,6 +19,7 @@ from client.data.images import (
     cache_key,
     decode_images,
     read_cache,
+    try_again,
     write_cache,
 )
 from client.data.index import Entry, match, settle, unlabelled
@@ -80,11 +81,13 @@ def _images(
     groupings = study.privacy.subgroups
     key = cache_key(jobs, study.input, site.config, groupings)
     path = site.cache / f"{study.digest}.images"
-    if use_cache and (cached := read_cache(path, vault, key)):
-        return cached, []
-    images = decode_images(jobs, study.input, site.config, groupings)
+    cached = read_cache(path, vault, key) if use_cache else None
+    if cached is None:
+        images = decode_images(jobs, study.input, site.config, groupings)
+    else:
+        images = try_again(cached, jobs, study.input, site.config, groupings)
     notes = []
-    if use_cache:
+    if use_cache and images is not cached:
         try:
             write_cache(path, vault, key, images)
         except SiteError as error:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from random import SystemRandom
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import numpy as safetensors
 
 from client.data.folder import ImageFile, content_digest
-from client.data.reasons import Reason
-from client.data.worker import DecodeWorker
+from client.data.reasons import PASSING, Reason
+from client.data.worker import Decoded, DecodeWorker
 from client.site import SiteConfig
 from client.vault import Vault
 from shared.errors import SiteError
@@ -71,6 +73,10 @@ class Images:
     cells: npt.NDArray[np.uint8]  # [decoded jobs, groupings]
 
 
+RETRY_SECONDS = 60.0
+"""Longest time one look at the cohort spends on files that failed before, but for the last one."""
+
+
 def decode_images(
     jobs: Sequence[Job], spec: Input, config: SiteConfig, groupings: Sequence[str] = ()
 ) -> Images:
@@ -79,29 +85,97 @@ def decode_images(
     Raises:
         SiteError: The decoding process does not start.
     """
-    # Pages that are never written cost no memory, so failed jobs cost none.
-    pixels = np.empty((len(jobs), spec.channels, spec.size, spec.size), dtype=np.float32)
-    reasons: list[Reason | None] = []
-    patients: list[str] = []
-    cells = np.zeros((len(jobs), len(groupings)), dtype=np.uint8)
-    decoded = 0
-    compute = config.compute
+    return _collected(len(jobs), _decoded(jobs, spec, config, groupings), spec, groupings)
+
+
+def try_again(
+    images: Images,
+    jobs: Sequence[Job],
+    spec: Input,
+    config: SiteConfig,
+    groupings: Sequence[str] = (),
+    seconds: float = RETRY_SECONDS,
+) -> Images:
+    """Decode those files again that failed for a reason that passes.
+
+    Files may be as slow as before: no new one is begun after so many seconds, and the order is
+    another each time, so that each has its turn.
+
+    Args:
+        images: What became of the jobs.
+        jobs: All of them.
+        spec: The study's input.
+        config: The site's settings.
+        groupings: Those for which the image's cell is wanted too.
+        seconds: To spend on it.
+
+    Returns:
+        The same object if nothing is otherwise now.
+
+    Raises:
+        SiteError: The decoding process does not start.
+    """
+    failed = [at for at, reason in enumerate(images.reasons) if reason in PASSING]
+    SystemRandom().shuffle(failed)
+    fresh: dict[int, Decoded] = {}
+    deadline = time.monotonic() + seconds
+    tried = _decoded([jobs[at] for at in failed], spec, config, groupings)
+    for at, result in zip(failed, tried, strict=True):
+        if result.reason != images.reasons[at]:
+            fresh[at] = result
+        if time.monotonic() > deadline:
+            break
+    if not fresh:
+        return images
+    return _collected(len(jobs), _merged(images, fresh), spec, groupings)
+
+
+def _decoded(
+    jobs: Sequence[Job], spec: Input, config: SiteConfig, groupings: Sequence[str]
+) -> Iterator[Decoded]:
+    """Yield what becomes of each job."""
+    limits = config.compute
     with DecodeWorker(
         spec,
-        seconds=compute.decode_seconds,
-        memory_mb=compute.decode_memory_mb,
+        seconds=limits.decode_seconds,
+        memory_mb=limits.decode_memory_mb,
         groupings=groupings,
     ) as worker:
         for job in jobs:
             result = worker.decode(job.file.path, want_patient=job.want_patient)
-            reason, patient = result.reason, result.patient
-            if result.image is not None:
-                if job.want_patient and not patient:
-                    reason, patient = _stand_in(job, config)
-                pixels[decoded], cells[decoded] = result.image, result.cells
-                decoded += reason is None
-            reasons.append(reason)
-            patients.append(patient)
+            if result.image is not None and job.want_patient and not result.patient:
+                result = _stand_in(result, job, config)
+            yield result
+
+
+def _merged(images: Images, fresh: Mapping[int, Decoded]) -> Iterator[Decoded]:
+    """Yield what became of each job, as it is now."""
+    kept = zip(images.pixels, images.cells, strict=True)
+    for at, (reason, patient) in enumerate(zip(images.reasons, images.patients, strict=True)):
+        if at in fresh:
+            yield fresh[at]
+        elif reason:
+            yield Decoded(reason=reason)
+        else:
+            pixels, cells = next(kept)
+            yield Decoded(image=pixels, patient=patient, cells=tuple(cells))
+
+
+def _collected(
+    count: int, results: Iterable[Decoded], spec: Input, groupings: Sequence[str]
+) -> Images:
+    # Pages that are never written cost no memory, so failed jobs cost none.
+    pixels = np.empty((count, spec.channels, spec.size, spec.size), dtype=np.float32)
+    cells = np.zeros((count, len(groupings)), dtype=np.uint8)
+    reasons: list[Reason | None] = []
+    patients: list[str] = []
+    decoded = 0
+    for result in results:
+        if result.image is not None:
+            pixels[decoded], cells[decoded] = result.image, result.cells
+            decoded += 1
+        reasons.append(result.reason)
+        patients.append(result.patient)
     return Images(pixels[:decoded], tuple(reasons), tuple(patients), cells[:decoded])
 
 
@@ -157,17 +231,17 @@ def cache_key(
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _stand_in(job: Job, config: SiteConfig) -> tuple[Reason | None, str]:
-    """Return the patient of an image nobody says whose it is, as the site decided.
+def _stand_in(result: Decoded, job: Job, config: SiteConfig) -> Decoded:
+    """Return an image nobody says whose it is with the patient the site decided it has.
 
     The stand-in follows from the file's content, so that renaming it opens no fresh account.
     """
     if config.data.without_patient_id == "refuse":
-        return Reason.NO_PATIENT_ID, ""
+        return Decoded(reason=Reason.NO_PATIENT_ID)
     try:
-        return None, f"image/{content_digest(job.file.path)}"
+        return replace(result, patient=f"image/{content_digest(job.file.path)}")
     except OSError:
-        return Reason.UNREADABLE_FILE, ""
+        return Decoded(reason=Reason.UNREADABLE_FILE)
 
 
 @cache

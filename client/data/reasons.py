@@ -38,6 +38,11 @@ class Reason(StrEnum):
     NO_KNOWN_FINDING = "no-known-finding"
 
 
+PASSING = frozenset(
+    {Reason.UNREADABLE_FILE, Reason.TOO_SLOW, Reason.TOO_LARGE, Reason.DECODER_CRASHED}
+)
+"""Reasons that may be gone next time: rights were missing, a file server hung, memory was short."""
+
 EXPLANATIONS: dict[Reason, str] = {
     Reason.MISSING_FILE: "the labels table names a file that is not there; "
     "copy the file or remove its row",
@@ -45,7 +50,8 @@ EXPLANATIONS: dict[Reason, str] = {
     "write it as the folder has it",
     Reason.OUTSIDE_FOLDER: "the name or link leads out of the images folder; "
     "copy the file into the folder",
-    Reason.UNREADABLE_FILE: "the file cannot be opened; check its access rights",
+    Reason.UNREADABLE_FILE: "the file cannot be opened or read; check its access rights and the "
+    "disk; it is tried again",
     Reason.NOT_DICOM: "not a DICOM file, or an empty one; export it again",
     Reason.NO_PIXELS: "a DICOM file that was never an image, such as a report or a plan; "
     "remove its row",
@@ -71,11 +77,12 @@ EXPLANATIONS: dict[Reason, str] = {
     Reason.NO_SUCH_FRAME: "has fewer frames than the study asks for; remove its row",
     Reason.BLANK_IMAGE: "every pixel shows the same grey, by its values or by its window; "
     "export it again",
-    Reason.TOO_SLOW: "decoding took longer than compute.decode_seconds allows; "
-    "export it again, or raise the limit",
-    Reason.TOO_LARGE: "decoding needed more than compute.decode_memory_mb allows; "
-    "export it again, or raise the limit",
-    Reason.DECODER_CRASHED: "the decoder crashed on it; treat the file as hostile or damaged",
+    Reason.TOO_SLOW: "decoding took longer than compute.decode_seconds allows, of which a quarter "
+    "may be processor time; it is tried again; if it stays so, raise the limit",
+    Reason.TOO_LARGE: "decoding needed more than compute.decode_memory_mb allows; it is tried "
+    "again; if it stays so, raise the limit",
+    Reason.DECODER_CRASHED: "the decoder crashed on it; it is tried again; if it stays so, treat "
+    "the file as hostile or damaged",
     Reason.NO_LABEL: "an image the labels table does not name; add a row if it belongs",
     Reason.INCOMPLETE_ROW: "a row without file name, patient or label; complete it",
     Reason.DUPLICATE_ROW: "says again what an earlier row says; remove it",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ class DecodeWorker:
 
     Args:
         spec: The study's input.
-        seconds: Time limit for one file.
+        seconds: Time limit for one file; a quarter of it is the limit of processor time.
         memory_mb: Memory limit of the process beyond what it starts with, in MiB.
         groupings: Those for which each file's cell is wanted (`shared.subgroups`).
     """
@@ -111,10 +112,17 @@ class DecodeWorker:
         except TimeoutError:
             decoded = Decoded(reason=Reason.TOO_SLOW)
         except (OSError, EOFError, ValueError):
-            decoded = Decoded(reason=Reason.DECODER_CRASHED)
+            decoded = Decoded(reason=self._why_ended())
         if decoded.reason in (Reason.TOO_SLOW, Reason.TOO_LARGE, Reason.DECODER_CRASHED):
             self._stop()
         return decoded
+
+    def _why_ended(self) -> Reason:
+        """Tell a process that ran out of processor time from one that crashed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process and self._process.wait(timeout=1) == -signal.SIGPROF:
+                return Reason.TOO_SLOW
+        return Reason.DECODER_CRASHED
 
     def _receive(self, pipe: socket.socket) -> Decoded:
         """Receive one answer; it comes from a process that hostile bytes may have taken over.

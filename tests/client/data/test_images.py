@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from client.data import images
 from client.data.cohort import load_cohort
-from client.data.images import Images, cache_key, read_cache, write_cache
+from client.data.folder import list_folder
+from client.data.images import Images, Job, cache_key, read_cache, try_again, write_cache
 from client.data.reasons import Reason
 from client.site import Compute
 from client.vault import Vault
@@ -60,6 +64,60 @@ def test_a_changed_file_is_decoded_again(make_site, study, ward, dicom):
     assert load_cohort(site, study).report.counts == {Reason.NOT_DICOM: 1}
     (site.config.data.images / "5.dcm").write_bytes(ward[0]["7.dcm"])
     assert load_cohort(site, study).report.counts == {}
+
+
+def jobs_of(site) -> list[Job]:
+    """The ward's jobs, in the order of its table."""
+    folder = list_folder(site.config.data.images)
+    return [Job(folder.locate(f"{n}.dcm"), want_patient=True) for n in range(12)]
+
+
+@pytest.mark.parametrize("passing", ["unreadable-file", "too-slow", "too-large", "decoder-crashed"])
+def test_a_failure_that_passes_is_no_fact_and_the_cache_forgets_it(make_site, study, ward, passing):
+    site = make_site(*ward)
+    first = load_cohort(site, study)
+    key, vault = cache_key(jobs_of(site), study.input, site.config), Vault.open(site.vault_key)
+    path = next(site.cache.iterdir())
+    kept = read_cache(path, vault, key)
+    failed = Images(
+        np.delete(kept.pixels, [0, 2], axis=0),
+        (Reason(passing), kept.reasons[1], Reason(passing), *kept.reasons[3:]),
+        ("", kept.patients[1], "", *kept.patients[3:]),
+        np.delete(kept.cells, [0, 2], axis=0),
+    )
+    write_cache(path, vault, key, failed)
+    again = load_cohort(site, study)
+    assert same(again, first)
+    assert again.report == first.report
+    back = read_cache(path, vault, key)
+    assert np.array_equal(back.pixels, kept.pixels)
+    assert (back.reasons, back.patients) == (kept.reasons, kept.patients)
+
+
+def test_what_stays_as_it_was_is_tried_for_so_long_and_changes_nothing(make_site, study, ward):
+    site = make_site(*ward)
+    jobs = jobs_of(site)
+    none, patients = np.zeros((0, 0), np.uint8), ("",) * 12
+    pixels = np.zeros((0, 1, 28, 28), np.float32)
+    broken = Images(pixels, (Reason.NOT_DICOM,) * 12, patients, none)
+    assert try_again(broken, jobs, study.input, site.config) is broken
+    slow = Images(pixels, (Reason.TOO_SLOW,) * 12, patients, none)
+    once = try_again(slow, jobs, study.input, site.config, seconds=0)
+    assert sum(reason != Reason.TOO_SLOW for reason in once.reasons) == 1
+    for job in jobs:
+        os.remove(job.file.path)
+    gone = Images(pixels, (Reason.UNREADABLE_FILE,) * 12, patients, none)
+    assert try_again(gone, jobs, study.input, site.config) is gone
+
+
+def test_a_change_of_a_module_of_the_pipeline_is_another_pipeline():
+    folder = Path(images.__file__).parent
+    known, pending = set(), {"pixels"}
+    while pending:
+        known.add(name := pending.pop())
+        source = (folder / f"{name}.py").read_text()
+        pending |= set(re.findall(r"^from client\.data\.(\w+) import", source, re.M)) - known
+    assert known - {"folder"} <= set(images.PIPELINE)
 
 
 def test_labels_come_from_the_table_and_never_from_the_cache(make_site, study, ward):

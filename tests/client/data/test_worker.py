@@ -24,6 +24,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from client.data.pixels import decode
 from client.data.reasons import Reason
 from client.data.worker import DecodeWorker
+from client.site import Compute
 from shared.study import Input
 
 FOLDER = Path(get_testdata_file("CT_small.dcm", download=False)).parent
@@ -120,6 +121,16 @@ def test_an_endless_file_is_killed_and_the_next_file_is_fine(endless, good):
         assert process.decode(endless).reason == Reason.TOO_SLOW
         assert process.pid is None
         assert process.decode(good).reason is None
+
+
+def test_by_default_no_file_takes_more_than_five_seconds_of_processor_time(endless):
+    limits = Compute()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with worker(seconds=limits.decode_seconds, memory_mb=limits.decode_memory_mb) as process:
+        assert process.decode(endless).reason == Reason.TOO_SLOW
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    starting = 4
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5 + starting
 
 
 def test_a_crash_in_mid_file_is_the_files_and_the_next_file_is_fine(endless, good):
