@@ -35,7 +35,7 @@ EventName = Literal[
     "ledger-adopted",
     "ledger-replaced",
     "ledger-upgraded",
-    "answer-dropped",  # one kept for sending by a release of another protocol
+    "answer-dropped",  # one that was kept and can no longer be sent
     "log-repaired",  # the last line was cut short by a crash and has been removed
 ]
 

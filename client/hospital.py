@@ -13,6 +13,7 @@ from client.data.cohort import Cohort, load_cohort
 from client.local_state import LocalStates
 from client.outbox import Outbox
 from client.privacy.ledger import Ledger
+from client.privacy.ledger_schema import is_outdated
 from client.privacy.ledger_store import Clock
 from client.privacy.stream import OsStream, RandomStream
 from client.site import Site, load_site
@@ -63,10 +64,27 @@ class Hospital:
     def ledger(self) -> Ledger:
         """Open the privacy ledger; use it in a `with` statement.
 
+        One that an earlier release wrote is taken over, which the audit log notes first.
+
         Raises:
             LedgerError: It cannot be used; see `Ledger`.
+            SiteError: The log cannot be written.
         """
+        if is_outdated(self.site.ledger):
+            self.log(Event(event="ledger-upgraded"))
         return Ledger(self.site.ledger, self.vault, self.now)
+
+    def drop_answers(self) -> None:
+        """Drop kept answers that can no longer be sent; what they cost stays charged.
+
+        They are damaged, or of a release that spoke another protocol.
+
+        Raises:
+            SiteError: The log cannot be written; what it does not note is not dropped.
+        """
+        for path in self.outbox.unsendable():
+            self.log(Event(event="answer-dropped"))
+            path.unlink(missing_ok=True)
 
     def newest_sent(self) -> LedgerHead | None:
         """Return the newest ledger head that left with a reply, as the audit log says.

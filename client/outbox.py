@@ -108,6 +108,10 @@ class Outbox:
                 path.unlink(missing_ok=True)
                 sync_folder(self._folder)
 
+    def unsendable(self) -> list[Path]:
+        """Return the files that hold no answer this release could send."""
+        return [path for path in sorted(self._folder.glob("*.sealed")) if not self._read(path)]
+
     def _parcels(self) -> Iterator[tuple[Path, Parcel]]:
         for path in sorted(self._folder.glob("*.sealed")):
             parcel = self._read(path)

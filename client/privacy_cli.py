@@ -165,6 +165,19 @@ def accept_clock(home: Home, by: By) -> None:
     typer.echo("Accepted.")
 
 
+@ledger_app.command("accept-server")
+def accept_server(home: Home, by: By) -> None:
+    """Go on with a server that no longer says which ledger it knows, such as one set up anew."""
+    from client.audit import Event
+    from client.hospital import open_hospital
+
+    hospital = open_hospital(home)
+    with hospital.ledger() as ledger, ledger.locked():
+        hospital.log(Event(event="server-accepted", by=by))
+        ledger.accept_server()
+    typer.echo("Accepted.")
+
+
 @ledger_app.command("close-study")
 def close_study(
     home: Home, digest: Annotated[str, typer.Argument(help="the study's whole digest")], by: By

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,7 @@ def recover(hospital: Hospital, told: Told) -> Recovery:
         LedgerError: Something a person must say is missing, or the list of opt-outs is too
             short; the ledger is in use, or cannot be written.
         SiteError: The audit log was edited, so that it cannot tell what was sent.
+        StudyError: A study of an earlier format has settings that cannot be charged any more.
     """
     with hold(hospital.site.ledger):
         if not _is_sound(hospital):
@@ -192,26 +193,36 @@ def _charged(hospital: Hospital, told: Told, lost: Collection[str]) -> list[Plan
             "Give --exact if they may have been, at any time, and else --no-exact",
         )
     approvals = hospital.approvals
-    studies = {study.digest: study for study in _find(hospital, lost, told.plans)}
+    studies = _find(hospital, lost, told.plans)
     for approval in (*approvals.approved(), *approvals.revoked()):
         studies[approval.digest] = approval.study
-    return [plan for study in studies.values() for plan in _plans(study, exact=exact)]
+    for outdated in approvals.outdated():
+        if outdated.state != "offered":
+            studies[outdated.digest] = outdated.of_same_cost()
+    return [
+        replace(plan, study=digest)  # its own, where a study of an earlier format is charged
+        for digest, study in studies.items()
+        for plan in _plans(study, exact=exact)
+    ]
 
 
-def _find(hospital: Hospital, digests: Collection[str], given: Sequence[Study]) -> list[Study]:
+def _find(hospital: Hospital, digests: Collection[str], given: Sequence[Study]) -> dict[str, Study]:
     """Return the studies of these digests, from what a person gave and what the site holds.
 
     Raises:
         LedgerError: A plan is missing; names the digests.
     """
     known = hospital.approvals.plans() | {study.digest: study for study in given}
+    known |= {
+        outdated.digest: outdated.of_same_cost() for outdated in hospital.approvals.outdated()
+    }
     if missing := sorted(set(digests) - known.keys()):
         raise LedgerError(
             "the server has had answers in studies whose plan is not here, so it cannot be charged",
             f"studies {', '.join(missing)}",
             "Ask the coordinator for study.json in the folder of the run, and give it with --plan",
         )
-    return [known[digest] for digest in sorted(digests)]
+    return {digest: known[digest] for digest in sorted(digests)}
 
 
 def _plans(study: Study, *, exact: bool) -> list[Plan]:

@@ -65,9 +65,13 @@ def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Rep
     policy = hospital.site.config.policy
     check_study(policy, study)
     with hospital.ledger() as ledger, ledger.locked():
-        ledger.check_head(*_known(hospital.site, request))
+        ledger.check_head(*_known(hospital.site, request), sent=hospital.newest_sent())
+        hospital.drop_answers()
         hospital.outbox.confirm(request)
         parcel = hospital.outbox.find(request, weights)
+        # What paid for it may be gone with a restored ledger; it is computed, and paid, anew.
+        if parcel and not ledger.has_reserved(parcel.kept.reservations, request.run, request.round):
+            parcel = None
         resent = parcel is not None
         if parcel is None:
             parcel = _compute(hospital, ledger, study, request, weights)

@@ -111,7 +111,8 @@ class Ledger:
 
         Raises:
             PolicyRefusal: `ledger-rollback`: the ledger lacks entries, or studies, that the
-                server or the anchor has seen.
+                server, the anchor or the audit log has seen; or the server no longer says what
+                it has seen.
         """
         anchor, entries = self._store.anchor, self.entries()
         heads = [head for head in (anchor.claimed, anchor.confirmed, known) if head]
@@ -127,6 +128,14 @@ class Ledger:
             raise self._rollback(f"the audit log knows a ledger of {sent.entries} entries that")
         if unknown:
             raise self._rollback(f"the server knows answers in {len(unknown)} studies that")
+        if known is None and anchor.confirmed:
+            raise PolicyRefusal(
+                "ledger-rollback",
+                "the server does not say which ledger it knows, as it did before",
+                str(self.path),
+                "Ask the coordinator why; if the server was set up anew, run `consilium site "
+                "ledger accept-server`",
+            )
         settled = Anchor(instance=anchor.instance, confirmed=newest)
         if settled != anchor:
             self._store.set_anchor(settled)
@@ -214,6 +223,15 @@ class Ledger:
             made = Entry(kind="reserve", run=run, round=round_number, attempt=attempt)
             return tuple(_use(held, plan, replace(made, uses=count)) for plan, count in uses)
 
+    def has_reserved(self, reservations: Sequence[int], run: str, round_number: int) -> bool:
+        """Tell whether all these reservations are here, and of this round."""
+        here = {
+            e.number
+            for e in self.entries()
+            if (e.kind, e.run, e.round) == ("reserve", run, round_number)
+        }
+        return here.issuperset(reservations)
+
     def commit(self, reservations: Sequence[int]) -> None:
         """Record that reservations (by number) were carried out; what is recorded stays so."""
         with self._store.transaction() as held:
@@ -244,6 +262,10 @@ class Ledger:
         with self._store.transaction() as held:
             if not any(e.kind == "close" and e.study == study for e in held.entries):
                 held.append(Entry(kind="close", study=study))
+
+    def accept_server(self) -> None:
+        """Go on with a server that has forgotten this ledger; what it confirms counts anew."""
+        self._store.set_anchor(self._store.anchor.model_copy(update={"confirmed": None}))
 
     def accept_clock(self) -> None:
         """Go on although the clock was set back; rounds dated later count as that day's."""

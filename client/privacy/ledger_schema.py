@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -91,6 +92,18 @@ def create_tables(connection: Connection) -> None:
 def version(connection: Connection) -> int:
     """Return the version of the tables."""
     return int(connection.exec_driver_sql("pragma user_version").scalar_one())
+
+
+def is_outdated(path: Path) -> bool:
+    """Tell whether a ledger's file is of an earlier version, without changing it."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as file:
+            made = file.execute("select count(*) from sqlite_master").fetchone()[0]
+            return bool(made) and file.execute("pragma user_version").fetchone()[0] < VERSION
+    except sqlite3.Error:  # there is none, or opening it will say what is wrong
+        return False
 
 
 def upgrade_tables(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.recovery import Told, recover
 from client.rounds import handle
 from shared.models import initial_weights
 from shared.protocol import LedgerHead
@@ -147,6 +149,52 @@ def test_a_restored_home_is_noticed_and_stays_refused(ward: Ward) -> None:
     assert ward.code(old.ask(study, 3)) == "ledger-rollback"
     last = old.audit()[-1]
     assert last.code == "ledger-rollback"
+
+
+def restore(ward: Ward, old: Ward, *names: str) -> None:
+    """Put files of a backup back, as they were."""
+    for name in names:
+        shutil.copy(old.home / name, ward.home / name)
+
+
+def test_the_site_notices_by_its_own_audit_log_that_its_ledger_was_restored(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    ward.ask(study, 1)
+    old = ward.copy("backup")
+    ward.ask(study, 2)
+    restore(ward, old, "ledger.sqlite", "ledger.anchor")
+    # The coordinator says nothing, or only what it had seen before.
+    assert ward.code(ward.ask(study, 3)) == "ledger-rollback"
+    told = Told("IT", (), exact=False)
+    assert recover(ward.hospital(), told).outcome == "adopted"
+    assert recover(ward.hospital(), told).outcome == "nothing-lost"
+    assert ward.code(ward.ask(study, 3)) == "budget-exhausted"
+
+
+def test_a_server_that_falls_silent_is_refused_until_a_person_accepts_it(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    known = ward.server().seen(ward.ask(study, 1).head)
+    assert ward.ask(study, 2, **known).outcome == "update"
+    assert ward.code(ward.ask(study, 3)) == "ledger-rollback"
+    assert ward.audit()[-1].code == "ledger-rollback"
+    with ward.hospital().ledger() as ledger:
+        ledger.accept_server()
+    assert ward.ask(study, 3).outcome == "update"
+
+
+def test_a_kept_answer_that_nothing_in_the_ledger_paid_for_is_computed_anew(ward: Ward) -> None:
+    study = ward.study()
+    ward.approve(study)
+    ward.ask(study, 1)
+    old = ward.copy("backup")
+    ward.ask(study, 2)
+    # All but what was kept for sending; as if it had never been sent, so that nobody notices.
+    restore(ward, old, "ledger.sqlite", "ledger.anchor", "audit.jsonl")
+    again = ward.ask(study, 2)
+    assert (again.outcome, again.resent) == ("update", False)
+    assert ward.kinds().count(("reserve", "train")) == 2
 
 
 def test_two_nodes_on_copies_of_one_ledger_are_noticed(ward: Ward) -> None:
