@@ -229,8 +229,9 @@ def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid:
     squares. Squares that add up to more do not round to less.
     """
     longest = grid.radius * (1 - HAIR)
-    parts = math.ceil(len(gradients[0]) / ROWS)  # of like size, whatever the batch
-    for some in zip(*(g.tensor_split(parts) for g in gradients), strict=True):
+    # All of one size: what computes a row must not depend on its place.
+    some_rows = next(n for n in range(ROWS, 0, -1) if len(gradients[0]) % n == 0)
+    for some in zip(*(torch.split(g, some_rows) for g in gradients), strict=True):
         rows = torch.cat(some, dim=1).double()
         norm = torch.linalg.vector_norm(rows, dim=1)
         whole = rows.mul_((longest / norm).clamp(max=1 / grid.step)[:, None]).trunc_()

@@ -29,9 +29,10 @@ from simulations.seeded import SeededStream
 
 CPU = torch.device("cpu")
 DEVICES = [
-    CPU,
+    pytest.param(CPU, id="cpu"),
     pytest.param(
         torch.device("cuda"),
+        id="cuda",
         marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     ),
 ]
