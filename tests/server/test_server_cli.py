@@ -66,6 +66,31 @@ def test_check_explains_the_study_and_its_noise(study: Path) -> None:
         assert cells[-1] == noise.verdict
 
 
+def test_check_states_the_smaller_epsilon_where_the_noise_was_raised(study: Path) -> None:
+    study.write_text(
+        STUDY + "[privacy]\nepsilon = 50.0\nspare_rounds = 0\n[federation]\nrounds = 1\n"
+    )
+    (row,) = [
+        line for line in call("check", study, "--patients", 300).output.splitlines() if "│" in line
+    ]
+    noise = site_noise(load_study(study), 300)
+    stated = float(row.split("│")[5])
+    assert max(noise.epsilon, noise.held_out_epsilon) <= stated < 50
+    record = json.loads(call("check", study, "--json", "--patients", 300).output)
+    assert record["noise"][0]["epsilon"] == noise.epsilon
+
+
+def test_check_refuses_a_study_whose_noise_cannot_be_calibrated(study: Path) -> None:
+    study.write_text(
+        STUDY
+        + 'loss = {name = "class-balanced"}\n'
+        + "[privacy]\nepsilon = 3.0\nstatistics_noise = 1.0\n"
+    )
+    error = refused("check", study)
+    assert isinstance(error, StudyError)
+    assert "privacy.statistics_noise" in str(error)
+
+
 def test_what_the_first_release_left_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
     file.write_text("format = 1" + STUDY + "[data]\nmin_patients = 5\n")
