@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,9 @@ def init(
     from client.setup import create_site
     from shared.invitation import load_invitation
 
+    _need(images, Path.is_dir, "a folder")
+    for file in (labels, table):
+        _need(file, Path.is_file, "a file")
     letter = load_invitation(invitation)
     create_site(home, name, letter, images, labels, table=table)
     typer.echo(f"Fingerprint of the invitation: {letter.fingerprint}")
@@ -203,6 +207,13 @@ def audit(
         shown = line.model_dump(exclude_defaults=True, exclude={"prev", "hash"})
         typer.echo("  ".join(f"{key}={value}" for key, value in shown.items()))
     typer.echo(f"{len(lines)} lines, the chain is whole.")
+
+
+def _need(path: Path | None, is_one: Callable[[Path], bool], kind: str) -> None:
+    if path is not None and not is_one(path):
+        raise SiteError(
+            f"this is not {kind}, or cannot be seen by this user", str(path), "Check the path"
+        )
 
 
 def _known(approvals: Approvals, digest: str) -> Study:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -98,6 +99,16 @@ def opt_out(
     typer.echo("The patient takes part in no further round.")
     if not names_patient(hospital.site, patient):
         typer.echo("But no table here has such a patient: check the spelling.", err=True)
+
+
+@ledger_app.callback()
+def ledger_home(
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option("--home", help="the node's home folder")] = None,
+) -> None:
+    """Take the home before the command's name too."""
+    if home is not None and isinstance(context.command, click.Group):
+        context.default_map = {name: {"home": str(home)} for name in context.command.commands}
 
 
 @ledger_app.command("verify")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from client.site import Compute, Policy, Section, Site, load_site
 from client.vault import Vault
 from shared import pki
 from shared.errors import SiteError
+from shared.folders import made_whole
 from shared.invitation import Invitation
 
 
@@ -59,14 +61,8 @@ def create_site(
     if (home / "site.toml").exists():
         raise SiteError("there is a site in this folder already", str(home), "Use another --home")
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        home.chmod(0o700)
-        pki.create_node_key(home, name)
-        Vault.open(home / "vault.key")
-        (home / "ca.pem").write_text(invitation.ca)
-        (home / "server.pub").write_text(invitation.signing_key)
         text = _site_toml(
-            name,
+            unicodedata.normalize("NFC", name),
             invitation.server,
             {"images": images, "labels": labels, "table": table},
             columns or {},
@@ -75,7 +71,13 @@ def create_site(
             policy or {},
             compute or {},
         )
-        (home / "site.toml").write_text(text, encoding="utf-8")
+        with made_whole(home) as draft:
+            (draft / "site.toml").write_text(text, encoding="utf-8")
+            load_site(draft)  # before anything is made from it
+            pki.create_node_key(draft, unicodedata.normalize("NFC", name))
+            Vault.open(draft / "vault.key")
+            (draft / "ca.pem").write_text(invitation.ca)
+            (draft / "server.pub").write_text(invitation.signing_key)
     except OSError as error:
         raise SiteError(f"cannot write the site's home: {error.strerror}", str(home)) from None
     return load_site(home)

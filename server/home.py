@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from server.countersign import Countersigner
 from shared import pki
 from shared.errors import CoordinatorError
+from shared.folders import made_whole
 from shared.names import SiteName, same_name
 from shared.study import Study
 
@@ -25,7 +26,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fleet: str = Field(description="host:port hospitals connect to")
+    fleet: str = Field(
+        pattern=r"^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$", description="host:port hospitals connect to"
+    )
     control_port: int = Field(ge=1, le=65535, description="loopback port of the control API")
 
 
@@ -62,14 +65,29 @@ class ServerHome:
             fleet: host:port to listen on for hospitals.
             control_port: Loopback port of the control API.
             hosts: Names and addresses hospitals reach the server by.
+
+        Raises:
+            CoordinatorError: An address or name cannot be one, or there is a server already.
+            OSError: The folder cannot be written; nothing is left of it.
         """
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        pki.create_authority(path)
-        # The control API is reached on loopback with the same certificate.
-        pki.issue_server_certificate(path, list(dict.fromkeys([*hosts, "127.0.0.1"])))
-        Countersigner.open(path)
-        settings = Settings(fleet=fleet, control_port=control_port)
-        _write(path / "server.json", settings.model_dump_json(indent=1))
+        try:
+            settings = Settings(fleet=fleet, control_port=control_port)
+        except ValidationError as error:
+            raise CoordinatorError(
+                f"these cannot be the server's addresses: {error.errors()[0]['msg']}",
+                f"--listen {fleet}, --control-port {control_port}",
+                "Give HOST:PORT to listen on, and a port from 1 to 65535",
+            ) from None
+        if (path / "ca.key").exists():
+            raise CoordinatorError(
+                "a certificate authority exists already", str(path), "Keep it, or use a new folder"
+            )
+        with made_whole(path) as draft:
+            pki.create_authority(draft)
+            # The control API is reached on loopback with the same certificate.
+            pki.issue_server_certificate(draft, list(dict.fromkeys([*hosts, "127.0.0.1"])))
+            Countersigner.open(draft)
+            _write(draft / "server.json", settings.model_dump_json(indent=1))
         return cls(path)
 
     @property

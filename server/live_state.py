@@ -39,6 +39,9 @@ _OF_EVENT: dict[str, Doing] = {
     "site-online": "waiting",
 }
 
+SITS_OUT: tuple[Doing, ...] = ("offline", "refused")
+"""What a hospital still is when the next round begins."""
+
 
 @dataclass(frozen=True)
 class Hospital:
@@ -100,10 +103,9 @@ class State:
             case "site-sent" if it.round:
                 later = self if it.round <= self.round else self._in_round(it)
                 training = it.round <= self.study.federation.rounds
-                doing: Doing = "training" if training else "evaluating"
-                return later._with(it.site, doing=doing, why="", asked=it.seconds)
+                return later._asked(it, "training" if training else "evaluating")
             case "site-sent":
-                return self._with(it.site, doing="describing", why="", asked=it.seconds)
+                return self._asked(it, "describing")
             case name if name in _OF_EVENT and it.site:
                 return self._after_answer(it, _OF_EVENT[name])
             case "run-finished":
@@ -140,10 +142,16 @@ class State:
 
     def _in_round(self, it: Event) -> State:
         waiting = {
-            name: each if each.doing == "offline" else replace(each, doing="waiting", why="")
+            name: each if each.doing in SITS_OUT else replace(each, doing="waiting", why="")
             for name, each in self.hospitals.items()
         }
         return replace(self, round=it.round or 0, began=it.seconds, hospitals=waiting)
+
+    def _asked(self, it: Event, doing: Doing) -> State:
+        before = self.hospitals.get(it.site, Hospital())
+        if before.doing == "refused":  # it sits out until it says otherwise
+            return self._with(it.site, asked=it.seconds)
+        return self._with(it.site, doing=doing, why="", asked=it.seconds)
 
     def _after_answer(self, it: Event, doing: Doing) -> State:
         changes: dict[str, Any] = {"doing": doing, "why": it.detail}

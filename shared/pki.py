@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -123,7 +124,20 @@ def _alternative(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
-        return x509.DNSName(host)
+        pass
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
+        raise CoordinatorError(
+            "this is neither a host name nor an address", host, "Give it without port and scheme"
+        )
+    return x509.DNSName(host)
+
+
+def certificate_hosts(certificate: bytes) -> list[str]:
+    """Return the names and addresses a server certificate (PEM) is for."""
+    found = x509.load_pem_x509_certificate(certificate).extensions
+    names = found.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    return [*names.get_values_for_type(x509.DNSName), *addresses]
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from client.data.image_cohort import image_cohort
 from client.data.patients import Cohort, PatientSet
-from client.data.reasons import EXPLANATIONS
-from client.data.report import DataReport, write_report
+from client.data.reasons import EXPLANATIONS, Reason
+from client.data.report import DataReport, describe_labels, write_report
 from client.data.table_cohort import table_cohort
 from client.site import Policy, Site
 from shared.errors import DataError, PolicyRefusal
@@ -63,6 +63,7 @@ def _check_usable(report: DataReport, policy: Policy, where: str) -> None:
     if not report.used_images:
         main = next(iter(report.counts), None)
         why = f"; most often: {main.value}, {EXPLANATIONS[main]}" if main else ""
+        why += f"; {describe_labels(report)}" if main == Reason.CLASS_NOT_IN_STUDY else ""
         raise DataError(f"no {one} can be used{why}", where, "The report names each")
     part = report.lost / report.labelled
     if part > policy.max_set_aside:

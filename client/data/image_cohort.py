@@ -25,7 +25,7 @@ from client.data.images import (
 from client.data.index import Entry, match, settle, unlabelled
 from client.data.labels import read_labels
 from client.data.patients import Cohort, PatientSet
-from client.data.report import DataReport, SetAside, printable
+from client.data.report import DataReport, SetAside, foreign_label, printable
 from client.data.split import is_held_out
 from client.data.targets import count_labels, to_labels
 from client.site import Site
@@ -146,7 +146,12 @@ def _cells(
 def _found(folder: Folder, entries: Sequence[Entry], notes: Sequence[str]) -> dict[str, Any]:
     """Return the report's fields on what was set aside and what else there is to say."""
     rejected = [
-        SetAside(file=printable(entry.row.file), line=entry.row.line, reason=entry.reason)
+        SetAside(
+            file=printable(entry.row.file),
+            line=entry.row.line,
+            reason=entry.reason,
+            label=foreign_label(entry.row.label, entry.reason),
+        )
         for entry in entries
         if entry.reason
     ]

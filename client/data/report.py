@@ -33,6 +33,7 @@ class SetAside(Record):
     file: str  # as the labels table or the folder names it
     line: int | None = None  # of the labels table; None: the table does not name the file
     reason: Reason
+    label: str = ""  # the table's, where it is not one of the study
 
 
 class ColumnReport(Record):
@@ -101,6 +102,8 @@ def describe_report(report: DataReport) -> list[str]:
     for reason, count in report.counts.items():
         lines.append(f"  {count} x {reason.value}: {EXPLANATIONS[reason]}")
         lines.append(f"      {_examples(report, reason, count)}")
+        if reason == Reason.CLASS_NOT_IN_STUDY:
+            lines.append(f"      {describe_labels(report)}")
     if report.other_files:
         lines.append(f"  {report.other_files} other files in the folder are not DICOM: ignored")
     if report.left_out:
@@ -110,6 +113,13 @@ def describe_report(report: DataReport) -> list[str]:
         )
     lines += [_column(column) for column in (*report.columns, *report.findings)]
     return lines + [f"  note: {note}" for note in report.notes]
+
+
+def describe_labels(report: DataReport) -> str:
+    """Say which labels are not of the study, and which it has, for local eyes."""
+    found = Counter(item.label for item in report.set_aside if item.label)
+    said = ", ".join(f"{label!r} ({count} x)" for label, count in found.most_common(SHOWN_FILES))
+    return f"labels found: {said or 'none'}; the study has {', '.join(map(repr, report.train))}"
 
 
 def write_report(report: DataReport, folder: Path) -> Path:
@@ -123,6 +133,11 @@ def write_report(report: DataReport, folder: Path) -> Path:
     write_atomic(folder / f"{name}.json", report.model_dump_json(indent=2).encode())
     write_atomic(folder / f"{name}.txt", text.encode())
     return folder / f"{name}.txt"
+
+
+def foreign_label(label: str, reason: Reason) -> str:
+    """Return a label to report, where it is the reason why a row is set aside."""
+    return printable(label)[:LONGEST_EXAMPLE] if reason == Reason.CLASS_NOT_IN_STUDY else ""
 
 
 def printable(name: str) -> str:

@@ -28,6 +28,7 @@ class TableRow:
         target: Its label; None if it has none that the study knows.
         values: One a column of the study: a number scaled from its range to [-1, 1], a
             category's index, NaN if it is missing.
+        label: As the table has it; empty in studies of findings.
         reason: Why it is set aside; None: it is not.
     """
 
@@ -35,6 +36,7 @@ class TableRow:
     patient: str
     target: Target | None
     values: tuple[float, ...]
+    label: str = ""
     reason: Reason | None = None
 
     def aside(self, reason: Reason) -> TableRow:
@@ -120,6 +122,7 @@ def _row(
         line=line.number,
         patient=patient,
         target=target,
+        label="" if study.task.findings else said[0],
         values=tuple(
             reader.read(cell) for reader, cell in zip(readers, line.cells[first:], strict=True)
         ),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from client.data.patients import Cohort, PatientSet, trainable
-from client.data.report import DataReport, SetAside
+from client.data.report import DataReport, SetAside, foreign_label
 from client.data.split import is_held_out
 from client.data.table import TableRow, read_table
 from client.data.targets import count_labels, to_labels
@@ -45,7 +45,14 @@ def table_cohort(site: Site, study: Study) -> Cohort:
         train=count_labels(train.labels, study.task),
         held_out=count_labels(held_out.labels, study.task),
         set_aside=tuple(
-            SetAside(file="", line=row.line, reason=row.reason) for row in found.rows if row.reason
+            SetAside(
+                file="",
+                line=row.line,
+                reason=row.reason,
+                label=foreign_label(row.label, row.reason),
+            )
+            for row in found.rows
+            if row.reason
         ),
         other_files=0,
         train_patients=len(train),

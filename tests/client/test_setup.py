@@ -7,7 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from client.cli import app
 from client.setup import create_site
 from client.site import Compute, Policy, Site, load_site
 from shared.errors import SiteError
@@ -98,3 +100,38 @@ def test_invitation_round_trips_with_its_fingerprint(tmp_path: Path) -> None:
     path.write_text(LETTER.model_dump_json())
     assert load_invitation(path).fingerprint == LETTER.fingerprint
     assert len(LETTER.fingerprint.replace(" ", "")) == 32
+
+
+def test_an_error_leaves_no_half_made_home(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="name: must not have control characters"):
+        create_site(tmp_path / "new", "a\u202eb", LETTER, table=tmp_path)
+    assert not (tmp_path / "new").exists()
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "mine.txt").write_text("keep")
+    with pytest.raises(SiteError):
+        make(given, policy={"max_epsilon_per_study": -1})
+    assert [path.name for path in given.iterdir()] == ["mine.txt"]
+    assert create_site(given, "Zu\u0308rich", LETTER, table=tmp_path).config.name == "Zürich"
+
+
+def test_init_takes_no_folder_or_file_that_is_not_there(tmp_path: Path) -> None:
+    letter = tmp_path / "invitation.json"
+    letter.write_text(LETTER.model_dump_json())
+    words = ["init", "--home", str(tmp_path / "h"), "--name", "N", "--invitation", str(letter)]
+    for more in (["--images", str(tmp_path / "no"), "--labels", str(letter)],
+                 ["--images", str(tmp_path), "--labels", str(tmp_path)],
+                 ["--table", str(tmp_path / "no.csv")]):  # fmt: skip
+        result = CliRunner().invoke(app, [*words, *more])
+        assert isinstance(result.exception, SiteError), result.output
+        assert "cannot be seen by this user" in str(result.exception)
+    assert not (tmp_path / "h").exists()
+
+
+def test_the_home_may_stand_before_the_ledgers_command_too(tmp_path: Path) -> None:
+    site = make(tmp_path / "h")
+    before = CliRunner().invoke(app, ["ledger", "--home", str(site.home), "verify"])
+    after = CliRunner().invoke(app, ["ledger", "verify", "--home", str(site.home)])
+    assert before.exit_code == after.exit_code == 0
+    assert before.output == after.output
+    assert CliRunner().invoke(app, ["ledger", "verify"]).exit_code == 2

@@ -83,7 +83,14 @@ def test_each_hospital_goes_from_waiting_to_its_own_end(study: Study) -> None:
     assert "round 1 of 4" in text
 
     state = happens(state, "round-started", 20, round=2)
-    assert all((s.doing, s.why) == ("waiting", "") for s in state.hospitals.values())
+    doing = {name: (site.doing, site.why) for name, site in state.hospitals.items()}
+    # One that refused sits out, asked again or not, until it says otherwise.
+    assert doing["Brook"] == ("refused", "study-not-approved")
+    assert doing["Ashford"] == doing["Castle"] == ("waiting", "")
+    state = happens(state, "site-sent", 21, round=2, site="Brook")
+    assert state.hospitals["Brook"].doing == "refused"
+    state = happens(state, "site-replied", 25, round=2, site="Brook")
+    assert state.hospitals["Brook"].doing == "done"
     assert state.hospitals["Ashford"].epsilon == 1.25
 
 

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from client.data.cohort import Cohort, PatientSet, load_cohort
 from client.data.pixels import decode
 from client.data.reasons import Reason
-from client.data.report import DataReport
+from client.data.report import DataReport, describe_report
 from client.data.split import is_held_out
 from client.site import Columns, DataSource, Policy, Server, Site, SiteConfig
 from client.vault import Vault
@@ -174,6 +174,9 @@ def test_what_the_table_gets_wrong_is_counted_and_listed(make_site, study, ward,
         Reason.INCOMPLETE_ROW: 2,
         Reason.NO_LABEL: 1,
     }
+    said = "\n".join(describe_report(cohort.report))
+    classes = ", ".join(map(repr, study.task.classes))
+    assert f"labels found: 'martian' (1 x); the study has {classes}" in said
     line = {item.file: item.line for item in cohort.report.set_aside}
     assert line["absent.dcm"] == labels.count("\n") + 1
     assert line["unlabelled.dcm"] is None

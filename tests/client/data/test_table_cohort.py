@@ -149,7 +149,8 @@ def test_the_report_counts_by_reason_and_column_and_names_lines_not_patients(
 
 
 def test_too_few_or_none_are_refused_as_for_images(site_with: MakeSite) -> None:
-    with pytest.raises(DataError, match="no row can be used; most often: class-not-in-study"):
+    said = r"no row can be used; most often: class-not-in-study, .* found: 'martian' \(3 x\); the "
+    with pytest.raises(DataError, match=f"{said}study has 'healthy', 'ill'"):
         load_cohort(site_with(text([("P", "martian", "1", "m")] * 3)), study())
     policy = Policy(min_patients=40)
     with pytest.raises(PolicyRefusal, match=r"\d+ patients to train on; .* is 40"):
