@@ -82,6 +82,7 @@ def update_of(victim: Victim, plan: Study, noise: float, seed: int) -> list[torc
         model,
         victim.cohort(),
         plan,
+        size=1,
         noise_multiplier=noise,
         round_number=1,
         stream=SeededStream(seed, "inversion"),

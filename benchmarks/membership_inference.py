@@ -103,6 +103,7 @@ def confidences(
             model,
             mine,
             plan,
+            size=len(mine),
             noise_multiplier=noise,
             round_number=number,
             stream=stream,

@@ -13,7 +13,6 @@ from client.session import Session
 from client.spending import study_epsilon
 from shared.errors import (
     ConsiliumError,
-    DataError,
     LedgerError,
     PolicyRefusal,
     ProtocolError,
@@ -48,7 +47,7 @@ def answer(
         run=session.request.run,
         round=session.request.round,
         outcome=outcome,
-        patients=len(session.work.train),
+        patients=session.plans.size,
         spending=_spending(session.ledger, session.study),
         **found,
     )
@@ -56,7 +55,7 @@ def answer(
 
 
 def refuse(hospital: Hospital, request: Request, error: Exception) -> Reply:
-    """Return a refusal, which tells its code and nothing else, after noting it locally."""
+    """Return a refusal, after noting it locally; see `refusal`."""
     note_refusal(hospital, request, error)
     return refusal(request, error)
 
@@ -71,14 +70,17 @@ def note_refusal(hospital: Hospital, asked: Request | Question | None, error: Ex
 
 
 def refusal(asked: Request | Question, error: Exception) -> Reply:
-    """Return a refusal, which tells its code and nothing else, in the asker's version if known."""
+    """Return a refusal, in the asker's version if known.
+
+    It tells its code, and nothing else that no person has decided to tell.
+    """
     return Reply(
         version=1 if asked.version == 1 else PROTOCOL_VERSION,
         study_digest=asked.study_digest,
         run=asked.run,
         round=asked.round,
         outcome="refused",
-        refusal=Refusal.model_validate({"code": _code(error)}),
+        refusal=Refusal.model_validate({"code": _code(error), "text": _told(error)}),
     )
 
 
@@ -132,13 +134,16 @@ def _spending(ledger: Ledger, study: Study) -> Spending | None:
     )
 
 
+def _told(error: Exception) -> str:
+    return error.told if isinstance(error, PolicyRefusal) else ""
+
+
 def _code(error: Exception) -> str:
     """Return the reason code that may travel for an error; of others than ours nothing does."""
     if isinstance(error, PolicyRefusal):
         return error.code
     codes: dict[type[ConsiliumError], str] = {
         StudyError: "study-invalid",
-        DataError: "data-unusable",
         LedgerError: "ledger-invalid",
         ProtocolError: "message-invalid",
         SiteError: "site-unready",

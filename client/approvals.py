@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.outdated import Outdated, read_outdated
 from client.site import Site
+from client.split_key import fingerprint, open_split_key
 from client.vault import sync_folder, write_atomic
 from shared.errors import PolicyRefusal, SiteError, StudyError
 from shared.study import Study, study_from_json
@@ -17,19 +19,52 @@ MAX_OFFERS = 50
 """Offered studies kept: a server must not be able to fill the site's disk."""
 
 
+Exact = Literal["none", "all", "subgroups"]
+
+
 class Approval(BaseModel):
-    """One approved study: the plan itself, who approved it, and when."""
+    """One approved study.
+
+    Attributes:
+        study: The plan itself.
+        patients: The size of the site's cohort as a person declared it, training and held-out
+            patients together. It is public and stays for the whole study, however many patients
+            there are: a number that followed the data would tell who is in them.
+        by: Who approved it.
+        time: When, UTC, ISO 8601.
+        split_key: Fingerprint of the key that parted the site's patients then, and still must.
+        exact: What exact counts of scores may leave where the policy shares such, by how many
+            held-out patients there were then: "none", those of all, or those of subgroups too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     study: Study
+    patients: int = Field(ge=1)
     by: str
     time: str
+    split_key: str = Field(pattern=r"^[0-9a-f]{16}$")
+    exact: Exact = "none"
 
     @property
     def digest(self) -> str:
         """Digest of the study."""
         return self.study.digest
+
+    @property
+    def training_size(self) -> int:
+        """Training patients N, from the declared size."""
+        return self.study.training_size(self.patients)
+
+
+def declared_size(patients: int) -> int:
+    """Round a number of patients to the two digits a site declares, so that one hides in it.
+
+    Args:
+        patients: At least 1.
+    """
+    unit = 10 ** max(0, len(str(patients)) - 2)
+    return int((patients + unit // 2) // unit * unit)
 
 
 class Approvals:
@@ -43,10 +78,11 @@ class Approvals:
         self._offered = site.studies / "offered"
         self._approved = site.studies / "approved"
         self._revoked = site.studies / "revoked"
+        self._site = site
         self._last_day = site.config.policy.approvals_expire
 
-    def require(self, digest: str, today: date) -> Study:
-        """Return the approved study of a digest: the site's own copy, not the one on the wire.
+    def require(self, digest: str, today: date) -> Approval:
+        """Return the approval of a digest, with the site's own copy of the study.
 
         Raises:
             PolicyRefusal: `study-not-approved`: nobody approved it, or approvals have expired.
@@ -68,7 +104,7 @@ class Approvals:
                 "policy.approvals_expire",
                 "Set a later day in site.toml if the study may go on",
             )
-        return self._read(self._approved / f"{digest}.json").study
+        return self._read(self._approved / f"{digest}.json")
 
     def is_approved(self, digest: str) -> bool:
         """Tell whether a person approved the study, be it expired by now."""
@@ -96,8 +132,16 @@ class Approvals:
         write_atomic(path, study.canonical().encode())
         return True
 
-    def approve(self, digest: str, by: str, now: datetime | None = None) -> Study:
-        """Approve an offered study.
+    def approve(self, digest: str, by: str, patients: int, now: datetime | None = None) -> Approval:
+        """Approve an offered study; see `approve_study`.
+
+        Raises:
+            SiteError: No such study was offered.
+        """
+        return self.approve_study(self.find_offer(digest), by, patients, now)
+
+    def find_offer(self, digest: str) -> Study:
+        """Return an offered study.
 
         Raises:
             SiteError: No such study was offered.
@@ -113,17 +157,72 @@ class Approvals:
             ) from None
         if study.digest != digest:
             raise SiteError("the offered study was edited", str(path), "Delete the file")
-        self.approve_study(study, by, now)
         return study
 
-    def approve_study(self, study: Study, by: str, now: datetime | None = None) -> None:
-        """Approve a study the site has in hand, offered or not."""
+    def approve_study(
+        self,
+        study: Study,
+        by: str,
+        patients: int,
+        now: datetime | None = None,
+        *,
+        exact: Exact = "none",
+    ) -> Approval:
+        """Approve a study the site has in hand, offered or not.
+
+        Args:
+            study: The plan.
+            by: Who approves it.
+            patients: The size of the cohort that the site declares, at least 1; rounded to two
+                digits.
+            now: With its time zone; None: the time now.
+            exact: See `Approval`.
+
+        Raises:
+            SiteError: See `check`.
+        """
+        self.check(study, patients)
         time = (now or datetime.now(UTC)).isoformat(timespec="seconds")
-        approval = Approval(study=study, by=by, time=time)
+        approval = Approval(
+            study=study,
+            patients=declared_size(patients),
+            by=by,
+            time=time,
+            split_key=fingerprint(self.open_split_key()),
+            exact=exact,
+        )
         path = self._approved / f"{study.digest}.json"
         write_atomic(path, approval.model_dump_json().encode())
         self.discard(study.digest)
         (self._revoked / path.name).unlink(missing_ok=True)
+        return approval
+
+    def check(self, study: Study, patients: int) -> None:
+        """Refuse to approve what could not hold.
+
+        Args:
+            study: The plan.
+            patients: The size that is to be declared.
+
+        Raises:
+            SiteError: The site's split key cannot be used, or is not the one the study names; or
+                the study was approved before, with another size.
+        """
+        own, size = fingerprint(self.open_split_key()), declared_size(patients)
+        if study.data.split_key not in ("", own):
+            raise SiteError(
+                f"the study is for sites with the split key {study.data.split_key}, and this "
+                f"site's is {own}",
+                str(self._site.split_key),
+                "Take that key by hand with `consilium site split-key import`, or leave the study",
+            )
+        former = [each for each in self._decided() if each.digest == study.digest]
+        if former and former[0].patients != size:
+            raise SiteError(
+                f"the study was approved with {former[0].patients} patients, which stays as it is",
+                f"study {study.digest[:12]}",
+                f"Approve it with --patients {former[0].patients}, or leave it",
+            )
 
     def revoke(self, digest: str) -> None:
         """Take an approval back: from the next message on the study is refused.
@@ -162,7 +261,7 @@ class Approvals:
 
     def plans(self) -> dict[str, Study]:
         """Return every study of this format whose plan the site holds, by digest."""
-        decided = [approval.study for approval in (*self.approved(), *self.revoked())]
+        decided = [approval.study for approval in self._decided()]
         return {study.digest: study for study in (*self.offered(), *decided)}
 
     def outdated(self) -> list[Outdated]:
@@ -181,6 +280,45 @@ class Approvals:
         for folder in (self._offered, self._approved, self._revoked):
             if study := read_outdated(folder / f"{digest}.json"):
                 study.refuse()
+
+    def open_split_key(self) -> bytes:
+        """Return the key that parts the site's patients, made if there never was one.
+
+        Raises:
+            SiteError: It is gone, is not the one that studies were approved under, or cannot be
+                used.
+        """
+        return open_split_key(self._site.split_key, self._split_key())
+
+    def check_import(self, key: bytes) -> None:
+        """Refuse to replace the split key of a site that has approved a study.
+
+        Raises:
+            SiteError: A study was approved under the one that is here.
+        """
+        if self._split_key() not in ("", fingerprint(key)):
+            raise SiteError(
+                "a study was approved under the split key that is here, so it stays",
+                str(self._site.split_key),
+                "Only a site that has approved no study yet can take another's key",
+            )
+
+    def import_split_key(self, key: bytes) -> None:
+        """Take another site's split key, so that patients of both are on the same side at both.
+
+        Raises:
+            SiteError: See `check_import`; or it cannot be written.
+        """
+        self.check_import(key)
+        write_atomic(self._site.split_key, key)
+
+    def _split_key(self) -> str:
+        """Return the fingerprint of the key that studies were approved under; empty: none was."""
+        decided = self._decided()
+        return decided[0].split_key if decided else ""
+
+    def _decided(self) -> list[Approval]:
+        return [*self.approved(), *self.revoked()]
 
     def _all(self, folder: Path) -> list[Approval]:
         files = [path for path in folder.glob("*.json") if not read_outdated(path)]

@@ -20,6 +20,12 @@ GENESIS = "0" * 64
 MAX_BY = 200
 """Longest name of who decided, in characters."""
 
+FormerCode = Literal["policy-cohort", "data-unusable"]
+"""Codes that lines of earlier releases have; they told of patients and no longer travel."""
+
+LATER = ("accepted",)
+"""Fields that lines of earlier releases lack: those that say nothing have no part in the hash."""
+
 EventName = Literal[
     "study-offered",
     "study-approved",
@@ -36,6 +42,10 @@ EventName = Literal[
     "ledger-replaced",
     "ledger-upgraded",
     "answer-dropped",  # one that was kept and can no longer be sent
+    "attention-cleared",
+    "attention-told",
+    "split-key-imported",
+    "split-key-exported",
     "log-repaired",  # the last line was cut short by a crash and has been removed
 ]
 
@@ -64,7 +74,9 @@ class Event(BaseModel):
     Attributes:
         by: Who decided (approvals and other acts of a person).
         error: Class of an error, never its text.
-        patients: Number of training patients, or of those predicted for.
+        accepted: Conditions of the policy that a person let go unmet in a study.
+        patients: Number of patients as declared to all (of training patients in a round), or of
+            those predicted for.
         epsilon: Spent in the study so far, at `delta`; None: not stated, or no guarantee.
     """
 
@@ -77,9 +89,10 @@ class Event(BaseModel):
     round: int = 0
     attempt: int = 0
     outcome: str = ""
-    code: RefusalCode | None = None
+    code: RefusalCode | FormerCode | None = None
     error: str = ""
     by: str = Field(default="", max_length=MAX_BY)
+    accepted: tuple[str, ...] = ()
     patients: int = 0
     epsilon: float | None = None
     delta: float | None = None
@@ -197,7 +210,8 @@ class AuditLog:
             raise self._edited(number) from None
 
     def _hash(self, line: Line) -> str:
-        content = line.model_dump(exclude={"hash"})
+        absent = {name for name in LATER if not getattr(line, name)}
+        content = line.model_dump(exclude={"hash"} | absent)
         if line.head:
             content["head"] |= {"version": 1}  # as the first release hashed it
         return self._vault.mac("audit", json.dumps(content, sort_keys=True).encode())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client import privacy_cli
+from client import care_cli, privacy_cli
+from client.care_cli import note
 from client.privacy_cli import By, Home
 from client.site import Site, load_site
 from shared.errors import SiteError
@@ -17,11 +18,18 @@ from shared.study import Study
 
 if TYPE_CHECKING:
     from client.approvals import Approvals
+    from client.data.cohort import Cohort
 
 app = typer.Typer(help="Run a hospital's node.", no_args_is_help=True)
 app.add_typer(privacy_cli.app)
+app.add_typer(care_cli.split_app, name="split-key")
+app.add_typer(care_cli.attention_app, name="attention")
 
 Digest = Annotated[str, typer.Argument(help="the study's digest, or its first digits")]
+Patients = Annotated[
+    int | None,
+    typer.Option(min=1, help="size of the cohort to declare, training and held-out patients"),
+]
 
 
 @app.command()
@@ -62,12 +70,15 @@ def start(
 @app.command()
 def check(home: Home) -> None:
     """Check the settings, the keys and the way to the server."""
+    from client.approvals import Approvals
     from client.node import check_server
+    from client.split_key import fingerprint
     from client.vault import Vault
 
     site = load_site(home)
     Vault.open(site.vault_key)
-    typer.echo("site.toml: valid; vault key: present and private")
+    split = fingerprint(Approvals(site).open_split_key())
+    typer.echo(f"site.toml: valid; vault key, split key ({split}): present and private")
     address = site.config.server.address
     check_server(address, site.resolve(site.config.server.ca))
     typer.echo(f"server {address}: reached over TLS, certificate of the coordinator's authority")
@@ -95,7 +106,7 @@ def studies(home: Home) -> None:
         for approval in decided:
             typer.echo(
                 f"{state}  {approval.digest[:12]}  {approval.study.name}  "
-                f"approved by {approval.by}, {approval.time}"
+                f"{approval.patients} patients declared, approved by {approval.by}, {approval.time}"
             )
     for old in approvals.outdated():
         told = f"{old.state:<8}  {old.digest[:12]}  {old.name}"
@@ -112,23 +123,48 @@ def show(home: Home, digest: Digest) -> None:
     study = _known(Approvals(site), digest)
     for line in explain_study(study):
         typer.echo(line)
-    _warn(site, study)
+    _warn(site, study, site.config.data.patients)
 
 
 @app.command()
-def approve(home: Home, digest: Digest, by: By) -> None:
-    """Approve an offered study: from now on the node takes part."""
-    from client.approvals import Approvals
+def approve(
+    home: Home,
+    digest: Digest,
+    by: By,
+    patients: Patients = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(help="a condition of your policy that may go unmet in this study; repeatable"),
+    ] = None,
+) -> None:
+    """Approve an offered study: from now on the node takes part.
+
+    It reads the data first, as the study would, and asks your policy. The number of patients is
+    what everybody is told of the site's size, rounded to two digits; it stays as it is for the
+    whole study.
+    """
+    from client.approvals import Approvals, declared_size
+    from client.data.cohort import load_cohort
+    from client.judge import check_accepted, check_size, exact_scores
 
     site = load_site(home)
-    approvals = Approvals(site)
+    approvals, policy = Approvals(site), site.config.policy
     outdated = [study.digest for study in approvals.outdated()]
-    whole = _whole(digest, [study.digest for study in approvals.offered()] + outdated)
+    whole = _whole(digest, [each.digest for each in approvals.offered()] + outdated)
     approvals.refuse_outdated(whole)
-    _log(site, "study-approved", whole, by)
-    study = approvals.approve(whole, by)
-    typer.echo(f"Approved {study.name} ({whole}).")
-    _warn(site, study)
+    study = approvals.find_offer(whole)
+    cohort = load_cohort(site, study)
+    size = declared_size(_patients(site, cohort, patients))
+    check_size(study, size, cohort)
+    approvals.check(study, size)
+    accepted = check_accepted(cohort, study, policy, accept or [])
+    exact = exact_scores(policy, study, cohort.held_out)
+    note(site, "study-approved", by, study.digest, patients=size, accepted=accepted)
+    approvals.approve_study(study, by, size, exact=exact)
+    typer.echo(f"Approved {study.name} ({study.digest}), declaring {size} patients.")
+    if policy.evaluation == "exact" and exact == "none":
+        typer.echo("Too few held-out patients for exact counts: no scores leave in this study.")
+    _warn(site, study, size)
 
 
 @app.command()
@@ -140,7 +176,7 @@ def revoke(home: Home, digest: Digest, by: By) -> None:
     approvals = Approvals(site)
     outdated = [study.digest for study in approvals.outdated() if study.state == "approved"]
     whole = _whole(digest, [approval.digest for approval in approvals.approved()] + outdated)
-    _log(site, "study-revoked", whole, by)
+    note(site, "study-revoked", by, whole)
     approvals.revoke(whole)
     typer.echo(f"Revoked {whole}.")
 
@@ -151,13 +187,20 @@ def data(
     study: Annotated[Path, typer.Argument(help="a study.toml")],
 ) -> None:
     """Read the images and labels as the study would, and say what can be used and what not."""
+    from client.approvals import declared_size
     from client.data.cohort import load_cohort
     from client.data.report import describe_report
+    from client.judge import doubts
     from shared.study import load_study
 
-    cohort = load_cohort(load_site(home), load_study(study))
+    site, plan = load_site(home), load_study(study)
+    cohort = load_cohort(site, plan)
     for line in describe_report(cohort.report):
         typer.echo(line)
+    for doubt in doubts(cohort, plan, site.config.policy):
+        typer.echo(f"Your policy asks for more ({doubt.condition}): {doubt.what}.")
+    if cohort.patients:
+        typer.echo(f"To approve it, declare about {declared_size(cohort.patients)} patients.")
 
 
 @app.command()
@@ -182,8 +225,8 @@ def predict(
     chosen = released_model(model, plan) if model else personal_model(hospital, plan)
     asked = from_folder(hospital, plan, images) if images else from_cohort(hospital, plan)
     count = predict_patients(hospital, plan, chosen, asked, out)
-    for note in asked.notes:
-        typer.echo(note, err=True)
+    for line in asked.notes:
+        typer.echo(line, err=True)
     typer.echo(f"Wrote {out}: {count} patients, by the {'released' if model else 'own'} model.")
     typer.echo(
         "This is not a medical device: it may support a decision and never makes one. The file "
@@ -235,21 +278,32 @@ def _whole(digest: str, known: list[str]) -> str:
     return found[0]
 
 
-def _warn(site: Site, study: Study) -> None:
+def _patients(site: Site, cohort: Cohort, given: int | None) -> int:
+    """Return the number of patients to declare: as given, as set, or as a person answers.
+
+    Raises:
+        SiteError: Nobody named it, and nobody can be asked.
+    """
+    from client.approvals import declared_size
+
+    if number := given or site.config.data.patients:
+        return number
+    found = declared_size(max(1, cohort.patients))
+    if not sys.stdin.isatty():
+        raise SiteError(
+            "the size of the cohort must be declared, and --patients does not say it",
+            "--patients, or data.patients in site.toml",
+            f"About {found} patients are here: approve with --patients {found} if that is so",
+        )
+    return typer.prompt("Patients to declare, training and held-out", found, type=int)
+
+
+def _warn(site: Site, study: Study, patients: int | None) -> None:
     """Say now what the policy will refuse later, whoever approved the study."""
     from client.policy import check_study
     from shared.errors import PolicyRefusal
 
     try:
-        check_study(site.config.policy, study)
+        check_study(site.config.policy, study, study.training_size(patients or 1))
     except PolicyRefusal as refusal:
         typer.echo(f"As site.toml stands, the node will refuse this study: {refusal}")
-
-
-def _log(site: Site, event: str, study: str, by: str) -> None:
-    """Note what a person decides, before it takes effect: nothing may hold without a line."""
-    from client.audit import AuditLog, Event
-    from client.vault import Vault
-
-    log = AuditLog(site.audit_log, Vault.open(site.vault_key))
-    log.write(Event.model_validate({"event": event, "study": study, "by": by}), datetime.now(UTC))

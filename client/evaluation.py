@@ -59,7 +59,8 @@ def evaluate(
 
     Args:
         model: Moved to the device and back.
-        held_out: Patients, each counted at most once per target: not where nobody knows.
+        held_out: Patients, each counted at most once per target: not where nobody knows. Without
+            any the histograms are noise alone, of the same form.
         study: Gives classes, bins and groupings.
         noise_multiplier: Of the site's evaluation plan; 0: exact counts, for policies that say so.
         stream: Source of the noise.
@@ -70,7 +71,10 @@ def evaluate(
     Raises:
         DataError: The patients have no cells in a grouping the study asks for.
     """
-    scores = patient_scores(model, held_out, device, physical_batch, findings=study.task.findings)
+    scores = np.zeros((0, len(study.task.classes)))
+    if len(held_out):
+        findings = study.task.findings
+        scores = patient_scores(model, held_out, device, physical_batch, findings=findings)
     labels = held_out.labels.numpy()
     sensitivity = closing_sensitivity(study) if subgroups else math.sqrt(len(scored_classes(study)))
     noise = noise_multiplier * sensitivity

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.approvals import Approvals
+from client.attention import AttentionBook
 from client.audit import AuditLog, Event
 from client.data.cohort import Cohort, load_cohort
 from client.local_state import LocalStates
@@ -50,6 +51,11 @@ class Hospital:
     def approvals(self) -> Approvals:
         """The studies offered to and approved by the site."""
         return Approvals(self.site)
+
+    @property
+    def attention(self) -> AttentionBook:
+        """The studies that wait for a person."""
+        return AttentionBook(self.site.attention, self.vault, self.now)
 
     @property
     def outbox(self) -> Outbox:

@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import nn
 
-from client.describe import own_statistics
 from client.hospital import Hospital
 from client.outbox import digest
 from client.policy import check_day
+from client.privacy.ledger import Ledger
+from client.privacy.plans import Plan
 from client.session import Session
 from shared.errors import SiteError
-from shared.losses import make_loss
 from shared.models import build_model, get_weights, set_weights
-from shared.protocol import Statistics
+from shared.protocol import Request, Statistics
 from shared.study import Study
 from shared.transport import Weights
 
@@ -46,28 +46,51 @@ def fine_tune(session: Session, model: nn.Module) -> nn.Module:
         model: The released weights with the site's own norms; it stays as it is.
 
     Raises:
-        PolicyRefusal: `policy-rounds`, before the first round, if the day has no room for all;
-            `budget-exhausted`, before the round concerned; `out-of-order` if the loss needs
-            counts the site has not released.
         SiteError: The model cannot be kept.
     """
-    hospital, study, rounds = session.hospital, session.study, session.study.federation.rounds
+    hospital, study = session.hospital, session.study
     start, own = digest(get_weights(model)), copy.deepcopy(model)
-    kept = _read(hospital, study)
-    if kept is None or kept.header.start != start:
-        kept = _keep(session, start, 0, own)
+    kept = _begun(hospital, study, start) or _keep(session, start, 0, own)
     set_weights(own, kept.weights)
-    left = range(kept.header.rounds + 1, study.training.personal_rounds + 1)
-    if left:
-        # A limit that is met half way would leave rounds charged and no answer to send.
-        check_day(hospital.site.config.policy, session.ledger.rounds_today(), len(left))
-    for number in left:
-        loss = make_loss(study, own_statistics(hospital, study))
-        paid = session.reserve(session.work.tuning(), round_number=rounds + number)
-        session.train(own, rounds + number, loss)
+    for number in range(kept.header.rounds + 1, study.training.personal_rounds + 1):
+        paid = session.reserve(
+            [(session.plans.training, 1)], round_number=study.federation.rounds + number
+        )
+        session.train(own, study.federation.rounds + number)
         _keep(session, start, number, own)
         session.ledger.commit(paid)
     return own
+
+
+def check_tuning(
+    hospital: Hospital, ledger: Ledger, plan: Plan, request: Request, study: Study, model: nn.Module
+) -> None:
+    """Refuse fine-tuning that could not be brought to its end, before the first round.
+
+    A limit that is met half way would leave rounds charged and no answer to send.
+
+    Args:
+        hospital: The site.
+        ledger: Its ledger.
+        plan: The study's, for training.
+        request: The closing evaluation.
+        study: The study.
+        model: What `fine_tune` is to begin with.
+
+    Raises:
+        PolicyRefusal: `policy-rounds`: the day has no room for all rounds; `budget-exhausted`:
+            the study has not so many left.
+    """
+    kept = _begun(hospital, study, digest(get_weights(model)))
+    done, rounds = kept.header.rounds if kept else 0, study.training.personal_rounds
+    if done == rounds:
+        return
+    check_day(hospital.site.config.policy, ledger.rounds_today(), rounds - done)
+    first = study.federation.rounds + done + 1
+    ledger.check_uses([(plan, 1)], run=request.run, round_number=first)
+    ledger.check_uses(
+        [(plan, rounds - done)], run=request.run, round_number=study.federation.rounds + rounds
+    )
 
 
 def personal_weights(hospital: Hospital, study: Study) -> Weights:
@@ -134,6 +157,12 @@ def _read(hospital: Hospital, study: Study) -> _Kept | None:
         return _Kept(header, load(plain[4 + length :]))
     except (SiteError, ValidationError, SafetensorError, struct.error):
         return None
+
+
+def _begun(hospital: Hospital, study: Study, start: str) -> _Kept | None:
+    """Return what is kept of fine-tuning that began with the weights of this digest."""
+    kept = _read(hospital, study)
+    return kept if kept and kept.header.start == start else None
 
 
 def _finished(hospital: Hospital, study: Study) -> _Kept:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-
-from client.data.patients import PatientSet
-from client.data.targets import count_labels
 from client.privacy.account import Limits
 from client.privacy.chain import Purpose
+from client.privacy.plans import study_delta
 from client.site import Policy
 from shared.errors import PolicyRefusal
 from shared.protocol import Reply, ScoreHistogram
 from shared.study import Study
 
 
-def check_study(policy: Policy, study: Study) -> None:
+def check_study(policy: Policy, study: Study, patients: int) -> None:
     """Refuse a study that asks for more than the policy grants any study.
+
+    Args:
+        policy: The policy.
+        study: The study.
+        patients: Training patients N, from the declared size.
 
     Raises:
         PolicyRefusal: `policy-epsilon`, `policy-delta` or `policy-rounds`.
@@ -37,8 +39,7 @@ def check_study(policy: Policy, study: Study) -> None:
             "policy.max_epsilon_per_study",
             "Ask for a study with a smaller epsilon, or raise the limit",
         )
-    if study.privacy.delta is not None:
-        check_delta(policy, study.privacy.delta)
+    check_delta(policy, study_delta(study, patients))
     if study.training.personal_rounds > policy.max_rounds_per_day:
         raise PolicyRefusal(
             "policy-rounds",
@@ -47,55 +48,6 @@ def check_study(policy: Policy, study: Study) -> None:
             "policy.max_rounds_per_day",
             "Ask for a study with fewer training.personal_rounds, or raise the limit",
         )
-
-
-def check_patients(policy: Policy, study: Study, labels: torch.Tensor) -> None:
-    """Refuse to train on too few patients, in all or of a class.
-
-    Args:
-        policy: The policy.
-        study: The study.
-        labels: Of the training patients: class indices int64 [n_patients], or findings
-            [n_patients, findings]. A finding that is known of no patient is no reason to refuse.
-
-    Raises:
-        PolicyRefusal: `policy-cohort`.
-    """
-    if len(labels) < policy.min_patients:
-        raise PolicyRefusal(
-            "policy-cohort",
-            f"{len(labels)} training patients where the policy asks for {policy.min_patients}",
-            "policy.min_patients",
-            "Add patients; `consilium site data` says what was set aside and why",
-        )
-    for name, count in _rare(policy, study, labels).items():
-        raise PolicyRefusal(
-            "policy-cohort",
-            f"{count} training patients of class {name} where the policy asks for "
-            f"{policy.min_patients_per_class}",
-            "policy.min_patients_per_class",
-            "Add patients of this class, or check the mapping of labels in site.toml",
-        )
-
-
-def shares_counts(policy: Policy, study: Study, labels: torch.Tensor) -> bool:
-    """Tell whether counts of the scores of these held-out patients may leave.
-
-    Without noise the count of one patient is that patient's score and class, so exact counts
-    need as many patients as training does, in all and of each class.
-    """
-    if policy.evaluation != "exact":
-        return policy.evaluation == "noised"
-    return len(labels) >= policy.min_patients and not _rare(policy, study, labels)
-
-
-def shares_subgroups(policy: Policy, study: Study, held_out: PatientSet) -> bool:
-    """Tell whether the same holds of every subgroup in which anybody is; else none may leave."""
-    return all(
-        shares_counts(policy, study, held_out.labels[cells == cell])
-        for cells in held_out.groups.values()
-        for cell in set(cells.tolist())
-    )
 
 
 def check_delta(policy: Policy, delta: float) -> None:
@@ -153,15 +105,6 @@ def allowed(policy: Policy, reply: Reply) -> Reply:
             "subgroups": {cell: own for cell, own in reply.subgroups.items() if shared(own)},
         }
     )
-
-
-def _rare(policy: Policy, study: Study, labels: torch.Tensor) -> dict[str, int]:
-    """Return the classes of which there are too few patients, and how many there are."""
-    return {
-        name: count
-        for name, count in count_labels(labels, study.task).items()
-        if count < policy.min_patients_per_class and (count or not study.task.findings)
-    }
 
 
 def limits(policy: Policy) -> Limits:

@@ -21,7 +21,7 @@ from safetensors.numpy import load
 from torch import nn
 
 from client.audit import Event
-from client.data.cohort import PatientSet, read_cohort
+from client.data.cohort import PatientSet, load_cohort
 from client.data.folder import list_folder, looks_like_dicom
 from client.data.images import Job, decode_images
 from client.data.reasons import EXPLANATIONS
@@ -58,7 +58,7 @@ def from_cohort(hospital: Hospital, study: Study) -> Asked:
         SiteError: The site's own files or the decoding process fail.
         LedgerError: The ledger cannot say who opted out.
     """
-    cohort = read_cohort(hospital.site, study)
+    cohort = load_cohort(hospital.site, study)
     with hospital.ledger() as ledger:
         opted_out = ledger.opted_out()
     parts, absent = {}, 0

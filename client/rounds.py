@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import traceback
 
@@ -10,20 +9,21 @@ import torch
 from torch import nn
 
 from client.answers import answer, event, refuse, sent_event
+from client.approvals import Approval
 from client.audit import Event
 from client.describe import describe, keep_statistics, own_statistics
 from client.gate import check_update, load_model, split_control
 from client.hospital import Hospital, open_hospital
-from client.local_state import LocalState, wear
+from client.local_state import wear
 from client.outbox import Parcel, digest
-from client.personal import fine_tune, makes_personal
+from client.personal import check_tuning, fine_tune, makes_personal
 from client.policy import allowed, check_day, check_study
 from client.privacy.ledger import Ledger
-from client.session import Session
+from client.session import Job, Session
 from client.site import Policy, Site
 from client.terms import make_terms
 from client.training import pick_device
-from client.work import plan_work
+from client.work import make_plans, take_part
 from shared.errors import ConsiliumError, PolicyRefusal, ProtocolError, SiteError
 from shared.heads import verify_head
 from shared.losses import make_loss
@@ -61,33 +61,49 @@ def handle(hospital: Hospital, request: Request, weights: Weights) -> tuple[Repl
 
 
 def _answer(hospital: Hospital, request: Request, weights: Weights) -> tuple[Reply, Weights]:
-    study = _approved_study(hospital, request)
-    policy = hospital.site.config.policy
-    check_study(policy, study)
+    approval = _approval(hospital, request)
+    study, policy = approval.study, hospital.site.config.policy
+    hospital.attention.check(study.digest)
+    check_study(policy, study, approval.training_size)
     with hospital.ledger() as ledger, ledger.locked():
         ledger.check_head(*_known(hospital.site, request), sent=hospital.newest_sent())
         hospital.drop_answers()
         hospital.outbox.confirm(request)
         parcel = hospital.outbox.find(request, weights)
         # What paid for it may be gone with a restored ledger; it is computed, and paid, anew.
-        if parcel and not ledger.has_reserved(parcel.kept.reservations, request.run, request.round):
-            parcel = None
-        resent = parcel is not None
-        if parcel is None:
-            parcel = _compute(hospital, ledger, study, request, weights)
+        if parcel and ledger.has_reserved(parcel.kept.reservations, request.run, request.round):
+            return _send(hospital, ledger, study, request, weights, parcel, resent=True)
+        job = _accept(hospital, ledger, approval, request, weights)
+        # From here on patients have a part in what goes wrong, so it is one code and stays.
+        with hospital.attention.watch(study.digest):
+            parcel = _compute(job)
             hospital.outbox.put(parcel)
-        _keep_local(hospital, study, request, weights, parcel.update)
-        ledger.commit(parcel.kept.reservations)
-        # A head tells the server that the study was charged here; see `Request.known_studies`.
-        head = ledger.head() if study.digest in ledger.studies() else None
-        update = {"head": head, "resent": resent}
-        reply = allowed(policy, parcel.kept.reply).model_copy(update=update)
-        hospital.log(sent_event(request, reply, parcel.update))
+            return _send(hospital, ledger, study, request, weights, parcel, resent=False)
+
+
+def _send(
+    hospital: Hospital,
+    ledger: Ledger,
+    study: Study,
+    request: Request,
+    weights: Weights,
+    parcel: Parcel,
+    *,
+    resent: bool,
+) -> tuple[Reply, Weights]:
+    """Settle what a kept answer leaves at the site, and return it as it goes out."""
+    _keep_local(hospital, study, request, weights, parcel.update)
+    ledger.commit(parcel.kept.reservations)
+    # A head tells the server that the study was charged here; see `Request.known_studies`.
+    head = ledger.head() if study.digest in ledger.studies() else None
+    update = {"head": head, "resent": resent}
+    reply = allowed(hospital.site.config.policy, parcel.kept.reply).model_copy(update=update)
+    hospital.log(sent_event(request, reply, parcel.update))
     return reply, parcel.update
 
 
-def _approved_study(hospital: Hospital, request: Request) -> Study:
-    """Return the site's own copy of the study; keep an unknown one for a person to read."""
+def _approval(hospital: Hospital, request: Request) -> Approval:
+    """Return the site's own copy of what a person approved; keep an unknown study for one."""
     approvals = hospital.approvals
     if not approvals.is_approved(request.study_digest) and approvals.offer(
         request.study_digest, request.study
@@ -118,18 +134,37 @@ def _known(site: Site, request: Request) -> tuple[LedgerHead | None, tuple[str, 
     return head, studies if head else ()
 
 
-def _compute(
-    hospital: Hospital, ledger: Ledger, study: Study, request: Request, weights: Weights
-) -> Parcel:
-    """Do what a request asks; nothing is computed before it is allowed and paid for."""
-    site, policy = hospital.site, hospital.site.config.policy
+def _accept(
+    hospital: Hospital, ledger: Ledger, approval: Approval, request: Request, weights: Weights
+) -> Job:
+    """Decide whether to do what a request asks, before any patient is looked at.
+
+    Who is refused here is refused whoever the patients are, so the codes tell nothing of them.
+    """
+    site, policy, study = hospital.site, hospital.site.config.policy, approval.study
+    hospital.approvals.open_split_key()
+    ledger.members()  # checks that nobody has edited whom it names
     _check_task(policy, study, request)
     if request.task == "train":
         check_day(policy, ledger.rounds_today())
     received, control = split_control(study, request.task, weights)
     device = _device(site)
     model = None if request.task == "describe" else load_model(study, received, request.statistics)
-    session = Session(
+    plans = make_plans(ledger, approval, request.task, policy)
+    released = own_statistics(hospital, study)
+    # Statistics that were released are sent again and cost nothing.
+    if model is not None or released is None:
+        ledger.check_uses(plans.uses(), run=request.run, round_number=request.round)
+    loss = make_loss(study, released) if plans.trains and model is not None else None
+    state = hospital.local_states.before(request)
+    if model is not None:
+        wear(model, state.norms)
+        if request.task == "evaluate":
+            check_tuning(hospital, ledger, plans.training, request, study, model)
+    # What could stop the answer from being kept or logged must show before anything is spent.
+    hospital.outbox.check_room(weights)
+    hospital.log(event(request, "round-started", patients=plans.size))
+    return Job(
         hospital=hospital,
         ledger=ledger,
         study=study,
@@ -137,59 +172,63 @@ def _compute(
         weights=received,
         control=control,
         incoming=digest(weights),
-        work=plan_work(ledger, study, request.task, policy, hospital.load_cohort(site, study)),
+        model=model,
+        state=state,
+        loss=loss,
+        plans=plans,
         device=device,
         stream=hospital.make_stream(request),
     )
-    # What could stop the answer from being kept or logged must show before anything is spent.
-    hospital.outbox.check_room(weights)
-    hospital.log(event(request, "round-started", patients=len(session.work.train)))
-    if model is None:
+
+
+def _compute(job: Job) -> Parcel:
+    """Open the cohort and do what was asked; nothing is computed before it is paid for."""
+    hospital = job.hospital
+    cohort = hospital.load_cohort(hospital.site, job.study)
+    work = take_part(job.ledger, job.plans, hospital.site.config.policy, cohort)
+    session = Session(**vars(job), work=work)
+    if job.model is None:
         return _describe(session)
-    state = hospital.local_states.before(request)
-    return (_train if request.task == "train" else _close)(session, model, state)
+    return (_train if job.request.task == "train" else _close)(session, job.model)
 
 
 def _describe(session: Session) -> Parcel:
     """Release the study's statistics once; whoever asks again gets the same numbers."""
-    hospital, study, work = session.hospital, session.study, session.work
+    hospital, study, plan = session.hospital, session.study, session.plans.description
     statistics, paid = own_statistics(hospital, study), tuple[int, ...]()
-    if statistics is None and work.description:
-        paid = session.reserve(work.uses())
-        noise_multiplier = work.description.noise_multiplier
+    if statistics is None and plan is not None:
+        paid = session.reserve(session.plans.uses())
         statistics = describe(
-            work.train, study, noise_multiplier=noise_multiplier, stream=session.stream
+            session.work.train,
+            study,
+            noise_multiplier=plan.noise_multiplier,
+            stream=session.stream,
         )
         keep_statistics(hospital, study, statistics)
     return answer(session, "described", paid, {}, statistics=statistics)
 
 
-def _train(session: Session, model: nn.Module, state: LocalState) -> Parcel:
+def _train(session: Session, model: nn.Module) -> Parcel:
     """Evaluate the global model, then train it; the update is new minus global weights.
 
     Both with the site's own norms, where the study lets it keep them.
     """
-    study = session.study
-    wear(model, state.norms)
-    loss = make_loss(study, own_statistics(session.hospital, study))
-    terms = make_terms(study, model, session.control, state)
-    paid = session.reserve(session.work.uses())
+    terms = make_terms(session.study, model, session.control, session.state)
+    paid = session.reserve(session.plans.uses())
     found = session.evaluate(model)
-    session.train(model, session.request.round, loss, terms)
+    session.train(model, session.request.round, terms)
     update = {name: new - session.weights[name] for name, new in get_weights(model).items()}
     check_update(update, session.weights)
     evaluation = found.overall if found else None
     return answer(session, "update", paid, update, evaluation=evaluation)
 
 
-def _close(session: Session, model: nn.Module, state: LocalState) -> Parcel:
+def _close(session: Session, worn: nn.Module) -> Parcel:
     """Evaluate the model as it is released, and the site's own, which is made now and stays."""
+    model = load_model(session.study, session.weights, session.request.statistics)
+    own = fine_tune(session, worn) if makes_personal(session.study) else worn
     tuned = session.study.training.personal_rounds > 0
-    own = copy.deepcopy(model)
-    wear(own, state.norms)
-    if makes_personal(session.study):
-        own = fine_tune(session, own)
-    paid = session.reserve(session.work.uses())
+    paid = session.reserve(session.plans.uses())
     found = session.evaluate(model, subgroups=True)
     personal = session.evaluate(own) if tuned else None
     return answer(

@@ -1,4 +1,4 @@
-"""A request being carried out: who takes part and who pays, and what is computed of them."""
+"""A request being carried out: what is decided before any patient, and what comes of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 from client.evaluation import Evaluation, evaluate
 from client.hospital import Hospital
-from client.policy import shares_subgroups
+from client.local_state import LocalState
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
 from client.privacy.stream import RandomStream
 from client.terms import Term
 from client.training import train_round
-from client.work import Work
+from client.work import Plans, Work
 from shared.losses import Criterion
 from shared.protocol import Request
 from shared.study import Study
@@ -24,8 +24,8 @@ from shared.transport import Weights
 
 
 @dataclass(frozen=True)
-class Session:
-    """What the parts of one request have in common.
+class Job:
+    """A request that will be carried out. Whoever the patients are, it is the same.
 
     Attributes:
         hospital: The site and what it may use.
@@ -35,7 +35,10 @@ class Session:
         weights: The global model's, as received.
         control: The server's control variate, by parameter; empty in studies without.
         incoming: Digest of all arrays that were received.
-        work: The patients and the plans they are charged by.
+        model: With the global weights; None: there is nothing to compute with it.
+        state: What the site keeps of the run.
+        loss: What training minimises; None: nothing is trained.
+        plans: What the patients are charged by.
         device: Where to compute.
         stream: Source of lots, views and noise.
     """
@@ -47,9 +50,23 @@ class Session:
     weights: Weights
     control: Weights
     incoming: str
-    work: Work
+    model: nn.Module | None
+    state: LocalState
+    loss: Criterion | None
+    plans: Plans
     device: torch.device
     stream: RandomStream
+
+
+@dataclass(frozen=True)
+class Session(Job):
+    """A job with the patients it concerns.
+
+    Attributes:
+        work: Who they are.
+    """
+
+    work: Work
 
     def reserve(
         self, wanted: Sequence[tuple[Plan, int]], *, round_number: int | None = None
@@ -57,14 +74,13 @@ class Session:
         """Use up uses of the study's plans, durably; only then may anything be computed.
 
         Args:
-            wanted: Plans and how often each is to be used.
+            wanted: Plans and how often each is to be used; that there is room was seen before.
             round_number: Under which they are reserved; None: the request's.
 
         Returns:
             The ledger entries that say so, for `Ledger.commit`.
 
         Raises:
-            PolicyRefusal: `budget-exhausted`; nothing was used.
             LedgerError: Nothing could be written, and nothing was used.
         """
         return self.ledger.reserve(
@@ -74,37 +90,33 @@ class Session:
             attempt=self.request.attempt,
         )
 
-    def train(
-        self, model: nn.Module, round_number: int, loss: Criterion, terms: Sequence[Term] = ()
-    ) -> None:
+    def train(self, model: nn.Module, round_number: int, terms: Sequence[Term] = ()) -> None:
         """Train a model in place for one round that was paid."""
-        if self.work.training is None:
-            raise ValueError("nobody is to be trained on")
         train_round(
             model,
             self.work.train,
             self.study,
-            noise_multiplier=self.work.training.noise_multiplier,
+            size=self.plans.size,
+            noise_multiplier=self.plans.training.noise_multiplier,
             round_number=round_number,
             stream=self.stream,
             device=self.device,
             physical_batch=self.hospital.site.config.compute.physical_batch,
-            loss=loss,
+            loss=self.loss,
             terms=terms,
         )
 
     def evaluate(self, model: nn.Module, *, subgroups: bool = False) -> Evaluation | None:
-        """Evaluate a model once, as was paid; None where the policy or the data rule it out."""
-        if self.work.evaluation is None:
+        """Evaluate a model once, as was paid; None where the policy shares no scores."""
+        if self.plans.evaluation is None:
             return None
-        policy, held_out = self.hospital.site.config.policy, self.work.held_out
         return evaluate(
             model,
-            held_out,
+            self.work.held_out,
             self.study,
-            noise_multiplier=self.work.evaluation.noise_multiplier,
+            noise_multiplier=self.plans.evaluation.noise_multiplier,
             stream=self.stream,
             device=self.device,
             physical_batch=self.hospital.site.config.compute.physical_batch,
-            subgroups=subgroups and shares_subgroups(policy, self.study, held_out),
+            subgroups=subgroups and self.plans.subgroups,
         )

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
+from client.approvals import Approvals
 from client.site import Compute, Policy, Section, Site, load_site
 from client.vault import Vault
 from shared import pki
@@ -80,7 +81,9 @@ def create_site(
             (draft / "server.pub").write_text(invitation.signing_key)
     except OSError as error:
         raise SiteError(f"cannot write the site's home: {error.strerror}", str(home)) from None
-    return load_site(home)
+    site = load_site(home)
+    Approvals(site).open_split_key()
+    return site
 
 
 def _site_toml(

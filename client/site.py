@@ -81,6 +81,9 @@ class DataSource(Section):
     features: dict[str, Feature] = Field(
         default_factory=dict, description="the study's column -> where and how it is in the table"
     )
+    patients: int | None = Field(
+        default=None, ge=1, description="size of the cohort to declare where `approve` names none"
+    )
     decimal: Literal[".", ","] = Field(default=".", description="decimal point of the table")
     encoding: Literal["utf-8", "cp1252"] = Field(
         default="utf-8", description="encoding of both tables"
@@ -159,6 +162,11 @@ class Site:
         return self.home / "vault.key"
 
     @property
+    def split_key(self) -> Path:
+        """Key that decides who is held out (32 bytes, mode 0600)."""
+        return self.home / "split.key"
+
+    @property
     def ledger(self) -> Path:
         """The privacy ledger (SQLite)."""
         return self.home / "ledger.sqlite"
@@ -182,6 +190,11 @@ class Site:
     def outbox(self) -> Path:
         """Folder of encrypted updates not yet confirmed by the server."""
         return self.home / "outbox"
+
+    @property
+    def attention(self) -> Path:
+        """Folder of encrypted notes on studies that wait for a person."""
+        return self.home / "attention"
 
     @property
     def local(self) -> Path:

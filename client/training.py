@@ -16,7 +16,7 @@ from client.privacy.dpsgd import Batch, Grid, add_noise, clipped_sum, per_image_
 from client.privacy.sampler import Lot, draw_lot
 from client.privacy.stream import RandomStream
 from client.terms import Term
-from shared.errors import DataError, SiteError
+from shared.errors import SiteError
 from shared.losses import Criterion, make_loss
 from shared.schedule import learning_rates
 from shared.study import Study, Training
@@ -30,6 +30,7 @@ def train_round(
     patients: PatientSet,
     study: Study,
     *,
+    size: int,
     noise_multiplier: float,
     round_number: int,
     stream: RandomStream,
@@ -41,9 +42,10 @@ def train_round(
     """Train the model in place for the study's `local_steps` of one round.
 
     Each step is one Poisson-subsampled Gaussian mechanism with the patient as unit (Abadi et al.
-    2016); an empty lot is a step of noise alone. The noised sum is divided by the expected lot
-    and by the clipping norm C, so that the learning rate does not depend on C (De et al. 2022).
-    Terms of other remedies correct that gradient, never a patient's.
+    2016); an empty lot is a step of noise alone, and so is each of a site without patients. The
+    noised sum is divided by the expected lot and by the clipping norm C, so that the learning rate
+    does not depend on C (De et al. 2022). Terms of other remedies correct that gradient, never a
+    patient's.
     Without privacy everything is the same but the noise: clipped gradients train as well, and
     one learning rate serves every epsilon. The optimiser starts afresh each round: a site
     remembers nothing between rounds.
@@ -52,6 +54,8 @@ def train_round(
         model: Any module Opacus accepts; moved to the device and back to the CPU.
         patients: The training patients.
         study: The approved plan.
+        size: Training patients N as the site declared them, which the expected lot is of. The true
+            number does not matter: a step that followed it would tell it.
         noise_multiplier: Standard deviation of the noise over `privacy.clip`; unused without
             privacy.
         round_number: 1 for the first, for the schedule.
@@ -63,12 +67,9 @@ def train_round(
         terms: Corrections of each step's noised, normalised gradient.
 
     Raises:
-        DataError: There is no patient.
         PolicyRefusal: The loss needs counts and none was given.
         ValueError: Privacy is on and the noise is not finite and above 0.
     """
-    if len(patients) == 0:
-        raise DataError("there is no patient to train on", todo="Check the site's data report")
     plan, grid = study.training, Grid.of(study.privacy.clip)
     loss = make_loss(study) if loss is None else loss
     if study.privacy.enabled and not 0 < noise_multiplier < math.inf:
@@ -91,7 +92,7 @@ def train_round(
             if study.privacy.enabled:
                 add_noise(total, grid, noise_multiplier, stream)
             # From here on nothing is computed from patients, but from what was noised.
-            unit = plan.sampling_rate * len(patients) * grid.clip / grid.step
+            unit = plan.sampling_rate * size * grid.clip / grid.step
             gradients = [
                 (t.double() / unit).to(p.dtype) for t, p in zip(total, parameters, strict=True)
             ]

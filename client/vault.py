@@ -47,33 +47,10 @@ class Vault:
         """Open the vault of a key file, which is made (mode 0600) if it does not exist.
 
         Raises:
-            SiteError: The file cannot be read or made, has a wrong length, or others than its
-                owner may read or write it.
+            SiteError: See `open_key`.
         """
-        try:
-            if not path.exists():
-                _create_key(path)
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                mode = os.fstat(descriptor).st_mode
-                key = file.read(KEY_BYTES + 1)
-        except OSError as error:
-            raise SiteError(
-                f"cannot open the vault key: {error.strerror}", str(path), "Check path and rights"
-            ) from None
-        if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
-            raise SiteError(
-                "others than its owner may use the vault key",
-                str(path),
-                f"Run `chmod 600 {path}`; if others may have read it, treat the key as lost",
-            )
-        if len(key) != KEY_BYTES:
-            raise SiteError(
-                f"the vault key does not have {KEY_BYTES} bytes",
-                str(path),
-                "Restore the key file from its backup; without it the ledger cannot be read",
-            )
-        return cls(key)
+        remedy = "Restore the key file from its backup; without it the ledger cannot be read"
+        return cls(open_key(path, "the vault key", remedy))
 
     def encrypt(self, plain: bytes, context: str) -> bytes:
         """Seal bytes: header, nonce, ciphertext and tag.
@@ -140,6 +117,40 @@ class Vault:
         """Return the 32-byte key of one purpose."""
         info = f"consilium/vault/1/{purpose}".encode()
         return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(self._key)
+
+
+def open_key(path: Path, name: str, remedy: str) -> bytes:
+    """Return the 32 bytes of a key file, which is made (mode 0600) if it does not exist.
+
+    Args:
+        path: The file.
+        name: What the key is called in errors.
+        remedy: What to do about a file that is no key.
+
+    Raises:
+        SiteError: The file cannot be read or made, has a wrong length, or others than its owner
+            may read or write it.
+    """
+    try:
+        if not path.exists():
+            _create_key(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            key = file.read(KEY_BYTES + 1)
+    except OSError as error:
+        raise SiteError(
+            f"cannot open {name}: {error.strerror}", str(path), "Check path and rights"
+        ) from None
+    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & 0o077:
+        raise SiteError(
+            f"others than its owner may use {name}",
+            str(path),
+            f"Run `chmod 600 {path}`; if others may have read it, treat the key as lost",
+        )
+    if len(key) != KEY_BYTES:
+        raise SiteError(f"{name} does not have {KEY_BYTES} bytes", str(path), remedy)
+    return key
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -54,7 +54,7 @@ class WeightedMean:
         Args:
             site: Named in errors.
             update: float32 arrays with the reference's names and shapes.
-            weight: The site's number of training patients, at least 1.
+            weight: The site's training patients N, from the size it declared; at least 1.
 
         Raises:
             CoordinatorError: The update cannot be summed exactly (`why_not_summable`). The sum

@@ -292,7 +292,8 @@ class Exchange:
             self._fail(question, site, _other_release(reply.version))
         elif reply.refusal is not None:
             question.answers[site] = Answer("refused", reply.refusal.code, reply)
-            self._log("site-refused", round=number, site=site, code=reply.refusal.code)
+            told = {"text": reply.refusal.text} if reply.refusal.text else {}
+            self._log("site-refused", round=number, site=site, code=reply.refusal.code, **told)
         elif reason := question.take(site, reply, received.update):
             self._log("update-rejected", round=number, site=site, reason=reason)
             question.answers[site] = Answer("failed", f"rejected: {reason}", reply)

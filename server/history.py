@@ -41,7 +41,7 @@ class SiteRound:
     Attributes:
         state: "update", "evaluated", "refused", "failed", "late" or "absent".
         reason: Why it did not take part; empty if it did.
-        patients: Training patients.
+        patients: Training patients N, from the size the hospital declared.
         epsilon: Privacy spent so far in this study.
         budget: Most it may spend.
         delta: Delta the two hold for.
@@ -202,7 +202,9 @@ def event(line: dict[str, Any]) -> Event:
         time=words(line.get("time")),
         round=None if round_ is None else int(round_),
         site=words(line.get("site")),
-        detail=next((words(line[k]) for k in ("code", "reason", "error") if line.get(k)), ""),
+        detail=": ".join(
+            words(line[k]) for k in ("code", "text", "reason", "error") if line.get(k)
+        ),
         epsilon=number(line.get("epsilon")),
     )
 

@@ -28,7 +28,7 @@ class SiteRecord(Record):
 
     rounds: int = Field(default=0, ge=0, description="rounds its update is part of")
     last_round: int = Field(default=0, ge=0, description="the newest of them")
-    patients: int = Field(default=0, ge=0, description="training patients")
+    patients: int = Field(default=0, ge=0, description="training patients N, as declared")
     epsilon: float = Field(default=0, ge=0, description="spent in this study")
     budget: float = Field(default=0, ge=0)
     delta: float = Field(default=0, ge=0, lt=1)

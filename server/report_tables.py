@@ -17,19 +17,18 @@ REFUSALS = {
     "study-invalid": "the plan that arrived is not the approved one",
     "policy-epsilon": "its policy allows less epsilon",
     "policy-delta": "its policy asks for a smaller delta",
-    "policy-cohort": "it has too few patients",
     "policy-rounds": "its policy allows fewer rounds a day",
     "policy-device": "its policy on devices or hours",
     "policy-evaluation": "its policy on evaluation",
     "budget-exhausted": "its privacy budget is used up",
     "ledger-rollback": "its ledger is older than the server remembers",
     "ledger-invalid": "its ledger is damaged or cannot be written",
-    "data-unusable": "its data cannot be used",
     "bundle-refused": "the program sent is not its own release",
     "message-invalid": "it could not read the message",
     "out-of-order": "the round is past the study's end, or it has not released the class counts "
     "the round needs",
     "site-unready": "its own disk, files or keys need looking after",
+    "site-attention": "a person there must look at something; ask them",
     "internal-error": "an error in its software",
 }
 """What the reason codes of the protocol mean, as said of a hospital."""
@@ -63,7 +62,7 @@ def hospitals_table(history: History) -> Html:
     """Return one row a hospital: its share, its privacy and how it ended."""
     titles = (
         "Hospital",
-        "Training patients",
+        "Training patients, as declared",
         "Rounds taken part",
         "Epsilon spent",
         "Budget",

@@ -46,10 +46,13 @@ class PolicyRefusal(ConsiliumError):
         what: What was refused; stays at the site.
         where: The policy key or study.
         todo: The remedy.
+        told: What a person at the site has decided to tell the coordinator beside the code.
     """
 
-    def __init__(self, code: str, what: str, where: str = "", todo: str = "") -> None:
-        self.code = code
+    def __init__(
+        self, code: str, what: str, where: str = "", todo: str = "", told: str = ""
+    ) -> None:
+        self.code, self.told = code, told
         super().__init__(what, where, todo)
 
 

@@ -262,9 +262,9 @@ def _traffic(study: Study) -> list[tuple[str, str]]:
     return [
         (
             "What leaves a hospital",
-            f"each round: {change}; {scores if study.evaluates_rounds else ''}its number of "
-            "training patients; the privacy spent; and a hash that stands for its ledger. A "
-            f"refusal is a code without numbers. After the last round {closing}."
+            f"each round: {change}; {scores if study.evaluates_rounds else ''}the size of its "
+            "cohort, as a person there declared it; the privacy spent; and a hash that stands for "
+            f"its ledger. A refusal is a code without numbers. After the last round {closing}."
             + _before(study)
             + _after(study, counts),
         ),
@@ -336,9 +336,9 @@ def _privacy(study: Study) -> list[tuple[str, str]]:
         ),
         (
             "What it does not hide",
-            "that a hospital takes part, its number of training patients, and what is true of "
-            "patients in general. It does not protect a patient who is at two hospitals as one "
-            "person: what the two spend adds up.",
+            "that a hospital takes part, about how many patients it has, as a person there "
+            "declared, and what is true of patients in general. It does not protect a patient who "
+            "is at two hospitals as one person: what the two spend adds up.",
         ),
     ]
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from shared.errors import ProtocolError
 
@@ -13,24 +21,26 @@ PROTOCOL_VERSION = 2
 CONTROL = "control/"
 """Before a parameter's name: the server's control variate for it, as it travels."""
 
+MAX_TOLD = 500
+"""Longest text that a person at a site may send beside a refusal, in characters."""
+
 RefusalCode = Literal[
     "study-not-approved",  # no human at the site has approved this digest (or it expired)
     "study-invalid",  # the plan that came along is not valid or not the one of the digest
     "policy-epsilon",  # the study's epsilon exceeds what the policy grants
     "policy-delta",
-    "policy-cohort",  # too few patients, in all or of a class
     "policy-rounds",  # more rounds a day than allowed, personal ones included
     "policy-device",  # memory, device or hours
     "policy-evaluation",
     "budget-exhausted",  # the ledger has no budget (or no spare round) left
     "ledger-rollback",  # the ledger is older than the one the server countersigned
     "ledger-invalid",
-    "data-unusable",
     "bundle-refused",
     "message-invalid",
     "out-of-order",  # past the study's end, or before the counts the loss needs were released
     "site-unready",  # the site's own disk, files or keys must be looked after
-    "internal-error",
+    "site-attention",  # a person at the site must look: all that may depend on a patient
+    "internal-error",  # in the program, before it has looked at any patient
 ]
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -180,9 +190,27 @@ class Spending(Part):
 
 
 class Refusal(Part):
-    """Why a site did not do what was asked; no numbers the policy hides."""
+    """Why a site did not do what was asked.
+
+    Attributes:
+        code: Decided before a patient is looked at, or `site-attention`.
+        text: What a person at the site has decided to tell; only with `site-attention`.
+    """
 
     code: RefusalCode
+    text: str = Field(default="", max_length=MAX_TOLD)
+
+    @model_validator(mode="after")
+    def _only_people_write(self) -> Refusal:
+        if self.text and self.code != "site-attention":
+            raise ValueError("a text belongs to site-attention")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_the_first_release_reads_it(
+        self, write: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if name != "text" or value}
 
 
 class Reply(Wire):

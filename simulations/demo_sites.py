@@ -66,7 +66,7 @@ def start_hospitals(
         site = _make_site(options, folder, work / folder.name, server, study)
         node = api.register((site.home / "node.pub").read_bytes(), folder.name)
         server.add_site(folder.name, node, (site.home / "node.pub").read_text().strip())
-        Approvals(site).approve_study(study, by="the demo")
+        Approvals(site).approve_study(study, by="the demo", patients=folder.patients)
         processes.start(
             folder.name,
             [CONSILIUM, "site", "start", "--home", str(site.home), "--port", str(free_port())],

@@ -123,7 +123,7 @@ def _read(plan_json: str) -> tuple[Patients, str]:
 
 
 def _stand_in(home: Path, plan: DicomData) -> Site:
-    """Return a hospital that has this data; its key is fixed, and with it the order of patients."""
+    """Return a hospital that has this data; its keys are fixed, and so is the order of patients."""
     config = SiteConfig(
         name="simulation",
         server=Server(address="localhost:1"),
@@ -137,8 +137,9 @@ def _stand_in(home: Path, plan: DicomData) -> Site:
         policy=Policy(min_patients=1, min_patients_per_class=0, max_set_aside=1),
     )
     site = Site(home, config)
-    site.vault_key.write_bytes(bytes(32))
-    site.vault_key.chmod(0o600)
+    for key in (site.vault_key, site.split_key):
+        key.write_bytes(bytes(32))
+        key.chmod(0o600)
     return site
 
 

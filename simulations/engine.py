@@ -191,6 +191,10 @@ def _run(
     run_server(make_app(open_desk), grid)
 
 
+FAULTS = ("site-attention", "internal-error")
+"""Codes of a hospital whose program fails, or whose data do: a simulated one's are as they are."""
+
+
 def _check_sound(scene: Scene, site: int, reply: Reply) -> None:
     """Refuse to go on with a hospital whose program fails.
 
@@ -200,7 +204,7 @@ def _check_sound(scene: Scene, site: int, reply: Reply) -> None:
     Raises:
         SimulationError: It did; what its log says is a note of the error.
     """
-    if reply.refusal is not None and reply.refusal.code == "internal-error":
+    if reply.refusal is not None and reply.refusal.code in FAULTS:
         error = SimulationError(
             f"the program of {scene.sites[site].name} failed in round {reply.round}",
             todo="If the data are as they should be, report it as a bug",
@@ -247,7 +251,7 @@ def _prepare(
         server_key=(folder / "server" / "server.pub").resolve(),
         device=device,
         sites=tuple(
-            SimulatedSite(name=site.name, sides=own)
+            SimulatedSite(name=site.name, patients=len(site.train) + len(site.held_out), sides=own)
             for site, own in zip(federation.sites, sides, strict=True)
         ),
     )

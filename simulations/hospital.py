@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from client.data.patients import Cohort, trainable
 from client.data.report import DataReport
 from client.hospital import Hospital
 from client.site import Site, SiteConfig
-from client.vault import Vault
+from client.vault import Vault, write_atomic
 from shared.protocol import Request
 from shared.study import Study
 from simulations.seeded import SeededStream
@@ -37,11 +38,18 @@ def site_id(number: int) -> str:
 
 
 class SimulatedSite(BaseModel):
-    """One simulated hospital: its name, which its randomness follows from, and its patients."""
+    """One simulated hospital.
+
+    Attributes:
+        name: Its name, which its randomness follows from.
+        patients: How many the scenario deals it, which is the size it declares.
+        sides: Its patients.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    patients: int
     sides: Sides
 
 
@@ -116,7 +124,12 @@ class Cast:
     def _found(self, number: int, home: Path) -> Hospital:
         """Make a hospital that has approved the study."""
         hospital = self._open(number, home)
-        hospital.approvals.approve_study(self._scene.study, "simulation")
+        site = self._scene.sites[number]
+        drawn = hashlib.sha256(f"split {self._scene.seed} {site.name}".encode()).digest()
+        write_atomic(hospital.site.split_key, drawn)
+        hospital.approvals.approve_study(
+            self._scene.study, "simulation", site.patients, exact="subgroups"
+        )
         return hospital
 
     def _open(self, number: int, home: Path) -> Hospital:

@@ -48,12 +48,14 @@ def with_study(**parts: Any) -> Scenario:
 
 @contextmanager
 def least_patients(number: int) -> Iterator[None]:
-    """Let every simulated hospital's policy ask for so many training patients."""
+    """Let every simulated hospital with fewer training patients refuse to train."""
     settings = hospital._settings
 
     def strict(scene: hospital.Scene, site: int) -> SiteConfig:
         config = settings(scene, site)
-        policy = config.policy.model_copy(update={"min_patients": number})
+        if scene.sites[site].sides.train.patients >= number:
+            return config
+        policy = config.policy.model_copy(update={"max_rounds_per_day": 0})
         return config.model_copy(update={"policy": policy})
 
     with pytest.MonkeyPatch.context() as patch:

@@ -91,8 +91,8 @@ class Federation:
 
     def approve(self, study: Study) -> None:
         """Let every hospital approve the study."""
-        for site in self.nodes:
-            Approvals(site).approve_study(study, by="the test")
+        for site, folder in zip(self.nodes, self.images, strict=False):
+            Approvals(site).approve_study(study, "the test", folder.patients)
 
     def events(self, run: str) -> list[dict[str, Any]]:
         """Return what the server recorded of a run so far."""

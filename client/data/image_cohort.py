@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from client.approvals import Approvals
 from client.data.attributes import patient_cell
 from client.data.folder import Folder, list_folder
 from client.data.images import (
@@ -50,7 +51,7 @@ def image_cohort(site: Site, study: Study, *, use_cache: bool) -> Cohort:
     vault = Vault.open(site.vault_key)
     images, notes = _images(site, study, vault, matched, use_cache=use_cache)
     entries = settle(_with_images(matched, images))
-    sides = _split(entries, study.data.held_out)
+    sides = _split(entries, Approvals(site).open_split_key(), study.data.held_out)
     train, held_out = (_patient_set(side, images, vault, study) for side in sides)
     report = DataReport(
         study=study.name,
@@ -108,12 +109,12 @@ def _with_images(entries: Iterable[Entry], images: Images) -> Iterator[Entry]:
         yield replace(entry, reason=reason, patient=entry.patient or patient, image=image)
 
 
-def _split(entries: Iterable[Entry], held_out: float) -> tuple[Side, Side]:
+def _split(entries: Iterable[Entry], key: bytes, held_out: float) -> tuple[Side, Side]:
     train: Side = {}
     kept: Side = {}
     for entry in entries:
         if entry.usable:
-            side = kept if is_held_out(entry.patient, held_out) else train
+            side = kept if is_held_out(key, entry.patient, held_out) else train
             side.setdefault(entry.patient, []).append(entry)
     return train, kept
 

@@ -80,6 +80,11 @@ class Cohort:
     report: DataReport
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def patients(self) -> int:
+        """Number of patients, of both sides."""
+        return len(self.train) + len(self.held_out)
+
     def __post_init__(self) -> None:
         if not set(self.train.patients).isdisjoint(self.held_out.patients):
             raise ValueError("a patient is both trained on and held out")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from client.approvals import Approvals
 from client.data.patients import Cohort, PatientSet, trainable
 from client.data.report import DataReport, SetAside, foreign_label
 from client.data.split import is_held_out
@@ -30,10 +31,11 @@ def table_cohort(site: Site, study: Study) -> Cohort:
     path = site.resolve(source.table)
     found = read_table(path, source, study)
     vault = Vault.open(site.vault_key)
+    key = Approvals(site).open_split_key()
     sides: dict[bool, list[TableRow]] = {False: [], True: []}
     for row in found.rows:
         if row.reason is None:
-            sides[is_held_out(row.patient, study.data.held_out)].append(row)
+            sides[is_held_out(key, row.patient, study.data.held_out)].append(row)
     everybody, held_out = (_patient_set(sides[side], vault, study) for side in (False, True))
     train = trainable(everybody, study)
     report = DataReport(

@@ -232,6 +232,18 @@ class Ledger:
         }
         return here.issuperset(reservations)
 
+    def check_uses(
+        self, wanted: Sequence[tuple[Plan, int]], *, run: str, round_number: int
+    ) -> None:
+        """Refuse now what `reserve` would, should the plans have no room for so many uses.
+
+        Raises:
+            PolicyRefusal: `budget-exhausted`.
+        """
+        entries = self.entries()
+        for plan, uses in wanted:
+            check_uses(entries, plan, uses, run, round_number)
+
     def commit(self, reservations: Sequence[int]) -> None:
         """Record that reservations (by number) were carried out; what is recorded stays so."""
         with self._store.transaction() as held:

@@ -70,6 +70,7 @@ def product_round(
         model,
         patients,
         study,
+        size=len(patients),
         noise_multiplier=noise_multiplier,
         round_number=round_number,
         stream=stream,

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from client.audit import AuditLog
 from client.data.cohort import Cohort, PatientSet
 from client.data.report import DataReport
+from client.judge import exact_scores
 from client.privacy.stream import OsStream, RandomStream
 from client.rounds import Hospital, handle
 from client.site import Site, SiteConfig
@@ -49,6 +50,7 @@ class Ward:
     def __init__(self, home: Path, **policy: Any) -> None:
         self.home, self.policy = home, policy
         self.train, self.held_out = 12, 6
+        self.size = 14  # as declared: 12 to train on
         self.time = START
         self.data: dict[str, Any] = {"images": "images", "labels": "labels.csv"}
         self.loads = 0
@@ -123,7 +125,18 @@ class Ward:
         return Hospital(site, vault, self.cohort, self.make_stream, lambda: self.time)
 
     def approve(self, study: Study) -> None:
-        self.hospital().approvals.approve_study(study, "Dr. A", self.time)
+        """What `consilium site approve` does, whatever it would say of the cohort."""
+        hospital = self.hospital()
+        held_out = self.cohort(hospital.site, study).held_out
+        self.loads -= 1
+        exact = exact_scores(hospital.site.config.policy, study, held_out)
+        hospital.approvals.approve_study(study, "Dr. A", self.size, self.time, exact=exact)
+
+    def look(self) -> None:
+        """What `consilium site attention clear` does for all studies that wait."""
+        attention = self.hospital().attention
+        for waiting in attention.waiting():
+            attention.clear(waiting.study)
 
     def ask(self, plan: Study, round_number: int, **fields: Any) -> Reply:
         return self.answer(plan, round_number, **fields)[0]

@@ -37,8 +37,8 @@ def test_an_offer_waits_for_a_person_and_then_holds(tmp_path: Path) -> None:
     with pytest.raises(PolicyRefusal) as refusal:
         ours.require(plan.digest, TODAY)
     assert refusal.value.code == "study-not-approved"
-    ours.approve(plan.digest, "Dr. A", datetime(2026, 2, 1, tzinfo=UTC))
-    assert ours.require(plan.digest, TODAY) == plan
+    ours.approve(plan.digest, "Dr. A", 200, datetime(2026, 2, 1, tzinfo=UTC))
+    assert ours.require(plan.digest, TODAY).study == plan
     assert ours.offered() == []
     (approval,) = ours.approved()
     assert (approval.by, approval.time) == ("Dr. A", "2026-02-01T00:00:00+00:00")
@@ -46,7 +46,7 @@ def test_an_offer_waits_for_a_person_and_then_holds(tmp_path: Path) -> None:
 
 def test_an_approval_taken_back_no_longer_holds(tmp_path: Path) -> None:
     ours, plan = approvals(tmp_path), study()
-    ours.approve_study(plan, "Dr. A")
+    ours.approve_study(plan, "Dr. A", 200)
     ours.revoke(plan.digest)
     with pytest.raises(PolicyRefusal):
         ours.require(plan.digest, TODAY)
@@ -57,19 +57,29 @@ def test_an_approval_taken_back_no_longer_holds(tmp_path: Path) -> None:
 def test_a_plan_that_was_ever_approved_is_kept_and_can_be_approved_again(tmp_path: Path) -> None:
     ours, plan = approvals(tmp_path), study()
     assert ours.plans() == {}
-    ours.approve_study(plan, "Dr. A")
+    ours.approve_study(plan, "Dr. A", 200)
     ours.revoke(plan.digest)
     assert (ours.approved(), [a.study for a in ours.revoked()]) == ([], [plan])
     assert ours.offer(plan.digest, plan.canonical())
-    ours.approve(plan.digest, "Dr. B")
-    assert ours.require(plan.digest, TODAY) == plan
+    ours.approve(plan.digest, "Dr. B", 200)
+    assert ours.require(plan.digest, TODAY).study == plan
     assert (ours.revoked(), ours.plans()) == ([], {plan.digest: plan})
+
+
+def test_the_declared_size_stays_when_a_study_is_approved_again(tmp_path: Path) -> None:
+    ours, plan = approvals(tmp_path), study()
+    ours.approve_study(plan, "Dr. A", 204)
+    ours.revoke(plan.digest)
+    for size in (2000, 210):
+        with pytest.raises(SiteError, match="approved with 200 patients, which stays"):
+            ours.approve_study(plan, "Dr. B", size)
+    assert ours.approve_study(plan, "Dr. B", 204).patients == 200
 
 
 @pytest.mark.parametrize(("day", "holds"), [(28, True), (1, True), (2, False)])
 def test_approvals_hold_through_their_last_day(tmp_path: Path, day: int, holds: bool) -> None:
     ours = approvals(tmp_path, approvals_expire=TODAY)
-    ours.approve_study(study(), "Dr. A")
+    ours.approve_study(study(), "Dr. A", 200)
     today = date(2026, 2 if day == 28 else 3, day)
     if holds:
         ours.require(study().digest, today)
@@ -98,12 +108,12 @@ def test_an_offer_must_be_the_study_of_its_digest(tmp_path: Path, text: str) -> 
 
 def test_what_was_never_offered_cannot_be_approved_by_digest(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="no such study"):
-        approvals(tmp_path).approve(study().digest, "Dr. A")
+        approvals(tmp_path).approve(study().digest, "Dr. A", 200)
 
 
 def test_an_edited_approval_does_not_hold(tmp_path: Path) -> None:
     ours, plan = approvals(tmp_path), study()
-    ours.approve_study(plan, "Dr. A")
+    ours.approve_study(plan, "Dr. A", 200)
     (file,) = (tmp_path / "studies" / "approved").iterdir()
     file.write_text(file.read_text().replace('"epsilon":8.0', '"epsilon":50.0'))
     with pytest.raises(SiteError, match="edited"):

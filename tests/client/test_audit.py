@@ -65,7 +65,7 @@ def test_a_line_cut_short_by_a_crash_is_removed_and_that_is_on_record(log: Audit
     for cut in (1, 10, 100):
         log.path.write_bytes(whole[:-cut])
         assert len(log.lines()) == 3
-        log.write(Event(event="round-refused", code="data-unusable"), NOW)
+        log.write(Event(event="round-refused", code="site-unready"), NOW)
         assert [line.event for line in log.lines()[3:]] == ["log-repaired", "round-refused"]
 
 

@@ -214,7 +214,8 @@ def test_a_crash_after_the_charge_releases_nothing_and_a_spare_use_pays(
 
     broken = replace(ward.hospital(), make_stream=lambda _: Crash())
     reply, _ = handle(broken, ward.request(weighted, 0, task="describe"), {})
-    assert code(reply) == "internal-error"
+    assert code(reply) == "site-attention"
+    ward.look()
     assert own_statistics(ward.hospital(), weighted) is None
     assert ward.kinds().count(("reserve", "describe")) == 1
     assert ask(ward, weighted).outcome == "described"
@@ -245,7 +246,7 @@ def test_a_patient_who_cannot_afford_the_training_is_not_described_either(
 def test_patients_who_opted_out_are_not_counted(ward: Ward, weighted: Study) -> None:
     with ward.hospital().ledger() as ledger:
         ledger.opt_out(ward.pseudonym("train-3"))
-    ask(ward, weighted)
+    assert ask(ward, weighted).patients == 12, "the number that was declared"
     with ward.hospital().ledger() as ledger:
         taken = joined(ledger.entries(), ledger.members())
     assert len(taken[weighted.digest, "describe"]) == 11

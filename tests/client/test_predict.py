@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from split_kit import KEY, fix_split
 from typer.testing import CliRunner
 
 from client.approvals import Approvals
@@ -54,9 +55,9 @@ class Home:
 
     def close(self) -> None:
         """Make the site and let its study close, which leaves it a model of its own."""
-        self.path.mkdir()
+        fix_split(self.path)
         self.configure()
-        Approvals(self.hospital.site).approve_study(self.study, "Dr. A")
+        Approvals(self.hospital.site).approve_study(self.study, "Dr. A", 60)
         closing = Request(
             task="evaluate", run="run-1", round=self.study.federation.rounds + 1, counted=0,
             study=self.study.canonical(), study_digest=self.study.digest,
@@ -160,7 +161,7 @@ def test_every_patient_gets_the_own_models_probabilities_under_the_tables_id(hom
     rows = home.predict()
     assert agree(home, rows, personal_weights(home.hospital, home.study))
     for patient, row in rows.items():
-        held_out = is_held_out(patient, home.study.data.held_out)
+        held_out = is_held_out(KEY, patient, home.study.data.held_out)
         assert row["part"] == ("held-out" if held_out else "train")
     assert {row["part"] for row in rows.values()} == {"train", "held-out"}
     assert len({row["p_opacity"] for row in rows.values()}) > 10
@@ -296,7 +297,7 @@ def test_rows_of_a_table_are_predicted_for(tmp_path: Path) -> None:
     home.close()
     rows = home.predict()
     incomplete = {f"P{number:02}" for number in (9, 19, 29, 39)}
-    dropped = {p for p in incomplete if not is_held_out(p, study.data.held_out)}
+    dropped = {p for p in incomplete if not is_held_out(KEY, p, study.data.held_out)}
     assert rows.keys() == {f"P{number:02}" for number in range(40)} - dropped
     sums = [float(row["p_healthy"]) + float(row["p_ill"]) for row in rows.values()]
     assert sums == pytest.approx([1.0] * len(rows), abs=3e-6)

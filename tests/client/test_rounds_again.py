@@ -53,7 +53,8 @@ def test_an_update_kept_but_not_committed_is_sent_and_committed(ward: Ward) -> N
 
     broken = replace(ward.hospital(), now=clock)
     reply, update = handle(broken, ward.request(study, 1), initial_weights(study))
-    assert (ward.code(reply), update) == ("ledger-invalid", {})
+    assert (ward.code(reply), update) == ("site-attention", {})
+    ward.look()
     assert ("commit", "train") not in ward.kinds()
     reply, update = ward.answer(study, 1)
     assert reply.resent

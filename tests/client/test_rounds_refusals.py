@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.patients import Cohort
 from client.rounds import handle
 from client.site import Site
-from shared.errors import DataError, SiteError
+from shared.errors import SiteError
 from shared.models import initial_weights
-from shared.study import Study
 
 START = datetime(2026, 3, 1, 8, tzinfo=UTC)
 Ward = Any  # the class in conftest.py
@@ -30,7 +28,7 @@ def test_an_unknown_study_is_kept_for_a_person_and_refused(ward: Ward) -> None:
     assert ward.loads == 0
     assert not (ward.home / "ledger.sqlite").exists()
     assert [s.digest for s in ward.hospital().approvals.offered()] == [study.digest]
-    ward.hospital().approvals.approve(study.digest, "Dr. A")
+    ward.hospital().approvals.approve(study.digest, "Dr. A", 14)
     assert ward.ask(study, 1).outcome == "update"
     assert [line.event for line in ward.audit()] == [
         "study-offered",
@@ -67,8 +65,6 @@ def test_the_site_trains_by_its_own_copy_of_the_plan(ward: Ward) -> None:
         ({"max_epsilon_per_study": 0}, {}, "policy-epsilon"),
         ({"max_delta": 1e-6}, {}, "policy-delta"),
         ({"max_delta": 1e-9}, {"privacy": {"delta": None}}, "policy-delta"),
-        ({"min_patients": 13}, {}, "policy-cohort"),
-        ({"min_patients_per_class": 7}, {}, "policy-cohort"),
         ({"max_rounds_per_day": 0}, {}, "policy-rounds"),
         ({"approvals_expire": date(2026, 2, 28)}, {}, "study-not-approved"),
         ({}, {"privacy": {"enabled": False}}, "policy-epsilon"),
@@ -108,14 +104,6 @@ def test_an_offered_plan_of_another_format_is_refused_and_the_log_says_how_to_go
     assert "news" not in caplog.text
     last = ward.audit()[-1]
     assert (last.event, last.code) == ("round-refused", "study-invalid")
-
-
-def test_a_cohort_of_three_is_refused_by_the_default_policy(make_ward: MakeWard) -> None:
-    ward = make_ward(min_patients=20)
-    ward.train = 3
-    study = ward.study()
-    ward.approve(study)
-    assert ward.code(ward.ask(study, 1)) == "policy-cohort"
 
 
 def test_a_device_that_is_not_there_is_refused_before_data_is_read(ward: Ward) -> None:
@@ -173,36 +161,6 @@ def test_unfit_global_weights_are_refused_before_anything_is_spent(ward: Ward, f
     change[fault]()
     assert ward.code(ward.ask(study, 1, weights=weights)) == "message-invalid"
     assert ward.kinds() == [("start", "")]
-
-
-def test_data_that_cannot_be_used_is_a_code_without_its_text(ward: Ward) -> None:
-    study = ward.study()
-    ward.approve(study)
-
-    def unusable(site: Site, study: Study) -> Cohort:
-        raise DataError("patient Miller has no image", "/data/Miller.dcm")
-
-    hospital = replace(ward.hospital(), load_cohort=unusable)
-    reply, update = handle(hospital, ward.request(study, 1), initial_weights(study))
-    assert (ward.code(reply), update) == ("data-unusable", {})
-    everything = reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
-    assert "Miller" not in everything
-
-
-def test_an_unforeseen_error_is_a_code_without_its_text(
-    ward: Ward, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = ward.study()
-    ward.approve(study)
-
-    def crash(site: Site, study: Study) -> Cohort:
-        raise RuntimeError("patient Miller")
-
-    hospital = replace(ward.hospital(), load_cohort=crash)
-    reply, _ = handle(hospital, ward.request(study, 1), initial_weights(study))
-    assert ward.code(reply) == "internal-error"
-    assert "Miller" not in reply.model_dump_json() + (ward.home / "audit.jsonl").read_text()
-    assert "RuntimeError" in capsys.readouterr().err
 
 
 def test_nothing_leaves_without_an_audit_line(ward: Ward) -> None:

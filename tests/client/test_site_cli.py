@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -12,19 +13,29 @@ from client.audit import AuditLog
 from client.cli import app
 from client.hospital import open_hospital
 from client.site import load_site
-from shared.errors import SiteError
+from shared.errors import ConsiliumError, SiteError
 from shared.study import Study
 
-STUDY = Study.model_validate({"name": "chest", "task": {"classes": ("healthy", "ill")}})
+TABLE: dict[str, Any] = {
+    "name": "ages",
+    "task": {"classes": ("healthy", "ill")},
+    "table": {"columns": [{"name": "age", "low": 0, "high": 100}]},
+    "model": {"name": "table", "layers": []},
+}
+STUDY = Study.model_validate(TABLE)
+FOUND = 60
+"""Patients in the table."""
 
 
-def home_with(path: Path, policy: str, data: str = "") -> Path:
+def home_with(path: Path, policy: str, data: str = "", study: Study = STUDY) -> Path:
     """A home whose server has offered a study of epsilon 8."""
+    rows = [f"P-{i},{('healthy', 'ill')[i % 2]},{i}" for i in range(FOUND)]
+    (path / "patients.csv").write_text("\n".join(["patient,label,age", *rows]) + "\n")
     (path / "site.toml").write_text(
-        f'name = "ward"\n[server]\naddress = "localhost:1"\n[data]\nimages = "images"\n'
-        f'labels = "labels.csv"\n{data}\n[policy]\n{policy}\n'
+        f'name = "ward"\n[server]\naddress = "localhost:1"\n[data]\ntable = "patients.csv"\n'
+        f"{data}\n[policy]\n{policy}\n"
     )
-    Approvals(load_site(path)).offer(STUDY.digest, STUDY.canonical())
+    Approvals(load_site(path)).offer(study.digest, study.canonical())
     return path
 
 
@@ -34,7 +45,7 @@ def run(*words: str) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("command", [("show",), ("approve", "--by", "Dr. A")])
+@pytest.mark.parametrize("command", [("show",), ("approve", "--by", "Dr. A", "--patients", "60")])
 def test_a_study_the_policy_will_refuse_is_called_so_before_it_runs(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
@@ -47,8 +58,104 @@ def test_a_study_the_policy_will_refuse_is_called_so_before_it_runs(
 
 def test_a_study_within_the_policy_gets_no_warning(tmp_path: Path) -> None:
     home = home_with(tmp_path, "max_epsilon_per_study = 8")
-    assert "refuse" not in run("approve", STUDY.digest[:8], "--home", str(home), "--by", "Dr. A")
+    assert "refuse" not in approve(home, 60).output
     assert Approvals(load_site(home)).is_approved(STUDY.digest)
+
+
+def approve(home: Path, patients: int | None, study: Study = STUDY) -> Result:
+    declared = [] if patients is None else ["--patients", str(patients)]
+    words = ["approve", study.digest, "--home", str(home), "--by", "Dr. A", *declared]
+    return CliRunner().invoke(app, words)
+
+
+@pytest.mark.parametrize(
+    ("given", "set_to", "declared"),
+    [
+        *((60, "", 60), (64, "", 64), (119, "", 120), (341, "", 340), (10, "", 10), (600, "", 600)),
+        *((None, "patients = 57", 57), (70, "patients = 57", 70)),
+    ],
+)
+def test_the_size_that_is_declared_is_rounded_and_told(
+    tmp_path: Path, given: int | None, set_to: str, declared: int
+) -> None:
+    home = home_with(tmp_path, "", set_to)
+    said = approve(home, given).output
+    assert f"declaring {declared} patients" in said
+    (approval,) = Approvals(load_site(home)).approved()
+    assert approval.patients == declared
+    assert approval.training_size == round(declared * 0.85)
+    hospital = open_hospital(home)
+    (line,) = AuditLog(hospital.site.audit_log, hospital.vault).lines()
+    assert line.patients == declared
+
+
+@pytest.mark.parametrize(
+    ("given", "privacy", "training", "said"),
+    [
+        (None, {}, {}, "About 60 patients are here"),
+        (5, {}, {}, "5 patients are declared, and 60 are here"),
+        (610, {}, {}, "610 patients are declared, and 60 are here"),
+        (60, {"delta": 1e-3}, {"sampling_rate": 0.01}, "a lot has 0.51 patients on average"),
+        (600, {"delta": 1e-3}, {}, "more than a tenth of one patient in 510"),
+    ],
+)
+def test_a_size_the_data_or_the_study_contradicts_is_not_approved(
+    tmp_path: Path,
+    given: int | None,
+    privacy: dict[str, float],
+    training: dict[str, float],
+    said: str,
+) -> None:
+    study = Study.model_validate(TABLE | {"privacy": privacy, "training": training})
+    home = home_with(tmp_path, "", study=study)
+    error = approve(home, given, study).exception
+    assert isinstance(error, ConsiliumError)
+    assert said in str(error)
+    assert not Approvals(load_site(home)).is_approved(study.digest)
+    assert not (home / "audit.jsonl").exists()
+
+
+CONDITIONS = {
+    "min-patients": "min_patients = 70",
+    "min-patients-per-class": "min_patients_per_class = 40",
+    "set-aside": "max_set_aside = 0.1",
+    "values": "max_set_aside = 0.1",
+}
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_what_the_cohort_lacks_is_decided_by_a_person_and_noted(
+    tmp_path: Path, condition: str
+) -> None:
+    home = home_with(tmp_path, CONDITIONS[condition])
+    if condition == "set-aside":
+        with (tmp_path / "patients.csv").open("a") as table:
+            table.writelines(f"Q-{i},unknown,50\n" for i in range(10))
+    if condition == "values":
+        path = tmp_path / "patients.csv"
+        path.write_text(path.read_text().replace(",5", ",500"))
+    error = approve(home, 60).exception
+    assert isinstance(error, ConsiliumError)
+    assert f"approve with --accept {condition} all the same" in str(error)
+    assert not Approvals(load_site(home)).is_approved(STUDY.digest)
+    assert not (home / "audit.jsonl").exists()
+    words = ("approve", STUDY.digest, "--home", str(home), "--by", "Dr. A", "--patients", "60")
+    assert "Approved" in run(*words, "--accept", condition)
+    hospital = open_hospital(home)
+    (line,) = AuditLog(hospital.site.audit_log, hospital.vault).lines()
+    assert line.accepted == (condition,)
+
+
+def test_the_data_report_proposes_a_rounded_size(tmp_path: Path) -> None:
+    home = home_with(tmp_path, "")
+    with (tmp_path / "patients.csv").open("a") as table:
+        table.writelines(f"Q-{i},ill,{i % 90}\n" for i in range(97))
+    (tmp_path / "study.toml").write_text(
+        'format = 2\nname = "ages"\n[task]\nclasses = ["healthy", "ill"]\n'
+        '[table]\ncolumns = [{name = "age", low = 0, high = 100}]\n[model]\nname = "table"\n'
+    )
+    said = run("data", str(tmp_path / "study.toml"), "--home", str(home))
+    assert "declare about 160 patients" in said
 
 
 @pytest.mark.parametrize("setting", ["refuse", "image-is-patient"])
@@ -68,7 +175,7 @@ def kinds(home: Path) -> list[str]:
 
 
 ACTS = {
-    "study-approved": ("approve", STUDY.digest[:8]),
+    "study-approved": ("approve", STUDY.digest[:8], "--patients", "60"),
     "study-revoked": ("revoke", STUDY.digest[:8]),
     "patient-opted-out": ("opt-out", "4711"),
     "clock-accepted": ("ledger", "accept-clock"),
@@ -79,7 +186,7 @@ ACTS = {
 def decide(home: Path, event: str, by: str) -> Result:
     """Run the command of an act; the study is approved before it is revoked."""
     if event == "study-revoked":
-        Approvals(load_site(home)).approve_study(STUDY, "Dr. A")
+        Approvals(load_site(home)).approve_study(STUDY, "Dr. A", 40)
     return CliRunner().invoke(app, [*ACTS[event], "--home", str(home), "--by", by])
 
 
@@ -105,7 +212,7 @@ def test_nothing_a_person_decides_holds_without_a_line_in_the_audit_log(
     error = decide(home, event, "Dr. A").exception
     assert isinstance(error, SiteError)
     assert "cannot write the audit log" in str(error)
-    assert kinds(home) == before + (["approved chest"] if event == "study-revoked" else [])
+    assert kinds(home) == before + (["approved ages"] if event == "study-revoked" else [])
 
 
 @pytest.mark.parametrize(
@@ -123,5 +230,5 @@ def test_who_decides_must_have_a_name_that_can_be_noted(
     error = decide(home, event, by).exception
     assert isinstance(error, SiteError)
     assert str(error).startswith("who decides must be named in 1 to 200 printable characters")
-    assert kinds(home) == before + (["approved chest"] if event == "study-revoked" else [])
+    assert kinds(home) == before + (["approved ages"] if event == "study-revoked" else [])
     assert not (home / "audit.jsonl").exists()

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from split_kit import fix_split
 
 from client.hospital import Hospital
+from client.judge import exact_scores
 from client.rounds import handle
 from client.site import Site, SiteConfig
 from client.training import predict
@@ -84,7 +86,7 @@ def table(number: int, facts: dict[str, np.ndarray]) -> str:
 
 def make_hospital(home: Path, plan: Study, text: str, **settings: Any) -> Hospital:
     """A hospital on disk that has approved the study."""
-    home.mkdir(exist_ok=True)
+    fix_split(home)
     (home / "patients.csv").write_text(text)
     config = SiteConfig.model_validate(
         {
@@ -96,7 +98,8 @@ def make_hospital(home: Path, plan: Study, text: str, **settings: Any) -> Hospit
         }
     )
     hospital = Hospital(Site(home, config), Vault.open(home / "vault.key"))
-    hospital.approvals.approve_study(plan, "Dr. A")
+    exact = exact_scores(config.policy, plan, hospital.load_cohort(hospital.site, plan).held_out)
+    hospital.approvals.approve_study(plan, "Dr. A", 300, exact=exact)
     return hospital
 
 

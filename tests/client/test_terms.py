@@ -117,7 +117,8 @@ def test_scaffold_over_rounds_and_restarts_is_the_papers_algorithm(
     make_ward: MakeWard, schedule: str
 ) -> None:
     wards = [make_ward(home, allow_without_privacy=True) for home in ("one", "two")]
-    wards[0].train, wards[1].train = 9, 14
+    for ward, train, declared in zip(wards, (9, 14), (11, 16), strict=True):
+        ward.train, ward.size = train, declared
     study = plain_study(wards[0], control=True, schedule=schedule)
     weights = start_of(study)
     control = {name: np.zeros_like(array) for name, array in weights.items()}
@@ -151,6 +152,7 @@ def moved_by(terms: list[Term], patients: PatientSet, study: Study) -> torch.Ten
         model,
         patients,
         study,
+        size=len(patients),
         noise_multiplier=1.0,
         round_number=1,
         stream=SeededStream(3),

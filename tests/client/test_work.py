@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import torch
 
+from client.approvals import Approval
 from client.data.cohort import PatientSet
-from client.work import plan_work
+from client.work import make_plans, take_part
+from shared.study import Study
 
 Ward = Any  # the class in conftest.py
+
+
+def approval(study: Study, patients: int = 14) -> Approval:
+    return Approval(study=study, patients=patients, by="Dr. A", time="2026", split_key=16 * "0")
 
 
 def by_patient(patients: PatientSet) -> dict[str, tuple[torch.Tensor, int]]:
@@ -28,7 +34,8 @@ def test_those_who_stay_keep_their_images_and_labels(ward: Ward, gone: list[str]
     with hospital.ledger() as ledger:
         for patient in out:
             ledger.opt_out(patient)
-        work = plan_work(ledger, study, "train", hospital.site.config.policy, cohort)
+        plans = make_plans(ledger, approval(study), "train", hospital.site.config.policy)
+        work = take_part(ledger, plans, hospital.site.config.policy, cohort)
     for before, after in ((cohort.train, work.train), (cohort.held_out, work.held_out)):
         expected = {name: own for name, own in by_patient(before).items() if name not in out}
         found = by_patient(after)
@@ -39,10 +46,17 @@ def test_those_who_stay_keep_their_images_and_labels(ward: Ward, gone: list[str]
             assert found[name][1] == label
 
 
-def test_an_evaluation_plans_no_training(ward: Ward) -> None:
+def test_an_evaluation_uses_no_training(ward: Ward) -> None:
     hospital, study = ward.hospital(), ward.study()
-    cohort = ward.cohort(hospital.site, study)
     with hospital.ledger() as ledger:
-        work = plan_work(ledger, study, "evaluate", hospital.site.config.policy, cohort)
-    assert work.training is None
-    assert [plan.purpose for plan, _ in work.uses()] == ["evaluate"]
+        plans = make_plans(ledger, approval(study), "evaluate", hospital.site.config.policy)
+    assert [plan.purpose for plan, _ in plans.uses()] == ["evaluate"]
+
+
+@pytest.mark.parametrize(("declared", "training"), [(14, 12), (1, 1), (400, 340), (40_000, 34_000)])
+def test_delta_follows_from_the_declared_size(ward: Ward, declared: int, training: int) -> None:
+    hospital, study = ward.hospital(), ward.study(privacy={"delta": None})
+    with hospital.ledger() as ledger:
+        plans = make_plans(ledger, approval(study, declared), "train", hospital.site.config.policy)
+    assert plans.size == training
+    assert plans.training.delta == min(1e-5, 0.1 / training)

@@ -117,9 +117,10 @@ class PlainSite:
         }
         return Reply(**(values | changes))
 
-    def refuse(self, request: Request, code: str) -> tuple[Reply, Weights]:
+    def refuse(self, request: Request, code: str, text: str = "") -> tuple[Reply, Weights]:
         nothing = {"evaluation": None, "spending": None, "head": None}
-        return self.reply(request, outcome="refused", refusal=Refusal(code=code), **nothing), {}
+        refusal = Refusal(code=code, text=text)
+        return self.reply(request, outcome="refused", refusal=refusal, **nothing), {}
 
 
 class Network:

@@ -102,12 +102,12 @@ def test_damaged_statistics_are_asked_for_again(tables) -> None:
 def test_too_few_descriptions_end_the_run_with_each_sites_reason(tables) -> None:
     class Unwilling(tables.plain_site):
         def answer(self, request, weights, time):
-            return self.refuse(request, "data-unusable")
+            return self.refuse(request, "site-attention")
 
     tables.sites[2], tables.sites[3] = Unwilling(0.0), Unwilling(0.0)
     with pytest.raises(CoordinatorError, match="the description of the data failed: 1 of") as got:
         tables.run()
-    assert "Brook: refused, data-unusable" in str(got.value)
+    assert "Brook: refused, site-attention" in str(got.value)
     assert not (tables.run_dir / "statistics.json").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.history import event
 from server.release import read_card
 from shared.errors import CoordinatorError
 from shared.protocol import LedgerHead, Reply
@@ -61,6 +62,22 @@ def test_a_refusal_and_a_crash_are_shown_with_their_reasons(world) -> None:
     assert "training process" in sites["Castle"]["reason"]
     assert world.events("site-refused")[0]["code"] == "policy-epsilon"
     assert "training process" in world.events("site-failed")[0]["error"]
+
+
+def test_a_site_that_waits_for_a_person_is_shown_so_with_what_that_person_tells(world) -> None:
+    told = "our <archive> is down until Monday"
+
+    class Waiting(world.plain_site):
+        def answer(self, request, weights, time):
+            return self.refuse(request, "site-attention", told if request.round > 1 else "")
+
+    world.sites[2] = Waiting(1.0)
+    world.run()
+    events = world.events("site-refused")
+    assert {event["code"] for event in events} == {"site-attention"}
+    assert [event.get("text") for event in events] == [None, *[told] * (len(events) - 1)]
+    assert world.states(1)["Brook"] == "refused"
+    assert event(events[-1]).detail == f"site-attention: {told}"
 
 
 def test_a_site_of_the_first_release_is_named_as_one_to_upgrade(world) -> None:

@@ -131,7 +131,7 @@ def test_a_round_that_must_fail_is_refused_before_anything_is_written(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_site_with_too_few_patients_sits_out(tmp_path: Path) -> None:
+def test_a_site_that_refuses_sits_out(tmp_path: Path) -> None:
     with least_patients(14):
         simulate(federation(), study(), tmp_path / "run", seed=0, resources=LOCAL)
     assert states(tmp_path / "run", 1)["site-1"] == "refused"

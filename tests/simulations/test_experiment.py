@@ -197,7 +197,7 @@ def test_a_site_alone_is_scored_by_its_own_model_and_one_that_cannot_train_is_co
         assert (mean.over, mean.of) == (2, 3)
     (said,) = (note for note in each_alone.cell.notes if "could not train by itself" in note)
     assert said.startswith("site-3 could not train by itself: round 1 failed")
-    assert said.endswith("(refused, policy-cohort)")
+    assert said.endswith("(refused, policy-rounds)")
     assert (each_alone.cell.bytes_up, each_alone.cell.bytes_down) == (0, 0)
     assert {p.site for p in each_alone.parts} == {"site-1", "site-2"}
     assert len(each_alone.sites) == 3

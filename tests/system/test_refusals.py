@@ -103,7 +103,9 @@ def test_unapproved_study_is_offered_refused_and_taken_up_once_approved(
     assert not (site.home / "outbox").exists() or not list((site.home / "outbox").iterdir())
 
     command = [CONSILIUM, "site", "approve", "--home", str(site.home), study.digest[:10]]
-    subprocess.run([*command, "--by", "Dr. Grey"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "--by", "Dr. Grey", "--patients", "70"], check=True, stdout=subprocess.DEVNULL
+    )
     federation.wait_for_event("r", "run-finished")
     assert [e for e in audit(site.home) if e["event"] == "study-approved"]
 

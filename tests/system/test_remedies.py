@@ -86,7 +86,7 @@ class Hospitals:
             used_images=0, train={}, held_out={}, set_aside=(), other_files=0,
         )  # fmt: skip
         hospital = Hospital(Site(home, config), vault, lambda *_: Cohort(*sides, report))
-        hospital.approvals.approve_study(self.study, "Dr. A")
+        hospital.approvals.approve_study(self.study, "Dr. A", SIZES[node] + 12)
         return hospital
 
     def _patients(self, node: int, side: int, count: int) -> PatientSet:

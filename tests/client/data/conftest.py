@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dicom_kit import build_dicom
+from split_kit import fix_split
 
 from client.site import Compute, DataSource, Policy, Server, Site, SiteConfig
 from shared.study import Input, Study, Task
@@ -48,7 +49,7 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
             policy=policy,
             compute=compute,
         )
-        return Site(tmp_path / "home", config)
+        return Site(fix_split(tmp_path / "home"), config)
 
     return make
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydicom import dcmread
+from split_kit import KEY, fix_split
 
 from client.data.cohort import Cohort, PatientSet, load_cohort
 from client.data.pixels import decode
@@ -70,7 +71,7 @@ def test_every_image_lands_with_its_patient_and_label(make_site, study, ward):
     assert len(found) == 30
     for patient in range(30):
         side, label, tensors = found[vault.pseudonym(f"P{patient}")]
-        assert side == ("held_out" if is_held_out(f"P{patient}", 0.15) else "train")
+        assert side == ("held_out" if is_held_out(KEY, f"P{patient}", 0.15) else "train")
         assert label == patient % 2
         assert tensors == {
             decode(io.BytesIO(content), study.input)[0].tobytes()
@@ -239,7 +240,7 @@ def ct_site(real_data, tmp_path):
     )
     policy = Policy(min_patients=5, min_patients_per_class=2)
     config = SiteConfig(name="CT", server=Server(address="x:1"), data=source, policy=policy)
-    return Site(tmp_path / "home", config)
+    return Site(fix_split(tmp_path / "home"), config)
 
 
 def test_the_real_ct_folder_loads_by_patient_and_without_a_leak(ct_site, real_data):
@@ -259,7 +260,7 @@ def test_the_real_ct_folder_loads_by_patient_and_without_a_leak(ct_site, real_da
     cohort = load_cohort(ct_site, study)
     vault = Vault.open(ct_site.vault_key)
     for side, held in ((cohort.train, False), (cohort.held_out, True)):
-        expected = [patient for patient in clear if is_held_out(patient, 0.3) == held]
+        expected = [patient for patient in clear if is_held_out(KEY, patient, 0.3) == held]
         assert set(side.patients) == {vault.pseudonym(patient) for patient in expected}
         assert len(side.images) == sum(row["patient_id"] in expected for row in rows)
         spread = side.images.flatten(1).std(1)

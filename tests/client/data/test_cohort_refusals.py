@@ -17,8 +17,9 @@ from client.data.folder import list_folder
 from client.data.reasons import Reason
 from client.data.report import describe_report
 from client.data.worker import DecodeWorker
+from client.judge import check_size, doubts
 from client.site import Policy
-from shared.errors import DataError, PolicyRefusal
+from shared.errors import DataError
 from shared.study import Input
 
 
@@ -32,30 +33,36 @@ def ward(dicom, patients: int, ill: int) -> tuple[dict[str, bytes], str]:
     return images, "\n".join(["file,patient,label", *rows])
 
 
-def test_too_few_patients_for_the_policy_is_a_refusal_with_its_code(make_site, study, dicom):
-    site = make_site(*ward(dicom, 10, 5), policy=Policy(min_patients=12))
-    with pytest.raises(PolicyRefusal, match=r"policy.min_patients is 12") as error:
-        load_cohort(site, study)
-    assert error.value.code == "policy-cohort"
-    assert "reports" in str(error.value)
+def said(site, study):
+    """What speaks against approving the study here; the cohort is read whatever it is."""
+    found = doubts(load_cohort(site, study), study, site.config.policy)
+    return [(doubt.condition, doubt.what) for doubt in found]
+
+
+def test_too_few_patients_for_the_policy_are_told_to_a_person(make_site, study, dicom):
+    policy = Policy(min_patients=12, min_patients_per_class=0)
+    site = make_site(*ward(dicom, 10, 5), policy=policy)
+    train = len(load_cohort(site, study).train)
+    expected = f"{train} patients to train on; policy.min_patients is 12"
+    assert said(site, study) == [("min-patients", expected)]
     assert len(list(site.reports.iterdir())) == 2
 
 
-def test_too_few_patients_of_a_class_is_a_refusal_with_its_code(make_site, study, dicom):
+def test_too_few_patients_of_a_class_are_told_to_a_person(make_site, study, dicom):
     policy = Policy(min_patients=1, min_patients_per_class=4)
-    site = make_site(*ward(dicom, 20, 1), policy=policy)
-    with pytest.raises(PolicyRefusal, match=r"of class 'ill' .*per_class is 4") as error:
-        load_cohort(site, study)
-    assert error.value.code == "policy-cohort"
+    ((condition, what),) = said(make_site(*ward(dicom, 20, 1), policy=policy), study)
+    assert condition == "min-patients-per-class"
+    assert "patients of class 'ill' to train on; policy.min_patients_per_class is 4" in what
 
 
-def test_too_large_a_part_set_aside_is_refused_with_the_numbers(make_site, study, dicom):
+@pytest.mark.parametrize("most", [0.24, 0.25])
+def test_too_large_a_part_set_aside_is_told_with_the_numbers(make_site, study, dicom, most):
     images, labels = ward(dicom, 20, 10)
     broken = {f"{n}.dcm": b"broken" for n in range(5)}
-    policy = Policy(min_patients=1, min_patients_per_class=0, max_set_aside=0.24)
-    site = make_site(images | broken, labels, policy=policy)
-    with pytest.raises(DataError, match=r"5 of 20 labelled images are set aside \(25%\)"):
-        load_cohort(site, study)
+    policy = Policy(min_patients=1, min_patients_per_class=0, max_set_aside=most)
+    what = f"5 of 20 labelled images are set aside; policy.max_set_aside is {most:.0%}"
+    expected = [("set-aside", what)] if most < 0.25 else []
+    assert said(make_site(images | broken, labels, policy=policy), study) == expected
 
 
 def test_repeated_rows_and_unlabelled_images_are_no_loss(make_site, study, dicom):
@@ -69,11 +76,15 @@ def test_repeated_rows_and_unlabelled_images_are_no_loss(make_site, study, dicom
 
 def test_no_readable_image_is_one_line_that_names_the_main_reason(make_site, study):
     table = "file,patient,label\na.dcm,P,ill\nb.dcm,Q,ill\nc.dcm,R,ill\n"
-    with pytest.raises(DataError, match="no image can be used; most often: missing-file") as error:
-        load_cohort(make_site({"a.dcm": b"no DICOM"}, table), study)
-    assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="no image can be used"):
-        load_cohort(make_site({}, "file,patient,label\n"), study)
+    for files, rows, why in (
+        ({"a.dcm": b"no DICOM"}, table, "; most often: missing-file"),
+        ({}, "file,patient,label\n", ""),
+    ):
+        cohort = load_cohort(make_site(files, rows), study)
+        assert cohort.patients == 0
+        with pytest.raises(DataError, match=f"no image can be used{why}") as error:
+            check_size(study, 20, cohort)
+        assert "\n" not in str(error.value)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from split_kit import KEY, fix_split
 
 from client.data.cohort import load_cohort
 from client.data.patients import Cohort
 from client.data.reasons import Reason
 from client.data.report import describe_report
 from client.data.split import is_held_out
+from client.judge import check_size, doubts
 from client.site import DataSource, Policy, Server, Site, SiteConfig
 from client.vault import Vault
-from shared.errors import DataError, PolicyRefusal
+from shared.errors import DataError
 from shared.study import Study
 
 MakeSite = Callable[..., Site]
@@ -65,7 +68,7 @@ def site_with(tmp_path: Path) -> MakeSite:
             data=DataSource.model_validate({"table": tmp_path / "patients.csv", **settings}),
             policy=policy,
         )
-        return Site(tmp_path / "home", config)
+        return Site(fix_split(tmp_path / "home"), config)
 
     return build
 
@@ -92,7 +95,7 @@ def test_every_patient_is_on_the_side_of_the_id_with_label_and_values(site_with:
     assert len(found) == 40
     for n, (patient, _, age, _) in enumerate(ROWS):
         side, label, values = found[vault.pseudonym(patient)]
-        assert side == ("held_out" if is_held_out(patient, 0.3) else "train")
+        assert side == ("held_out" if is_held_out(KEY, patient, 0.3) else "train")
         assert label == (n % 3 > 0)
         assert values == pytest.approx([int(age) / 50 - 1 if age else 9, n % 2])
     shuffled = random.Random(1).sample(ROWS, len(ROWS))
@@ -148,20 +151,35 @@ def test_the_report_counts_by_reason_and_column_and_names_lines_not_patients(
     assert json.loads(paths[0].read_text())["columns"][0]["name"] == "age"
 
 
-def test_too_few_or_none_are_refused_as_for_images(site_with: MakeSite) -> None:
-    said = r"no row can be used; most often: class-not-in-study, .* found: 'martian' \(3 x\); the "
-    with pytest.raises(DataError, match=f"{said}study has 'healthy', 'ill'"):
-        load_cohort(site_with(text([("P", "martian", "1", "m")] * 3)), study())
-    policy = Policy(min_patients=40)
-    with pytest.raises(PolicyRefusal, match=r"\d+ patients to train on; .* is 40"):
-        load_cohort(site_with(text(ROWS), policy=policy), study())
-    policy = Policy(min_patients=1, min_patients_per_class=15)
-    with pytest.raises(PolicyRefusal, match=r"patients of class 'healthy' to train on"):
-        load_cohort(site_with(text(ROWS), policy=policy), study())
+def said(site: Site, plan: Study) -> dict[str, str]:
+    """What speaks against approving the study here, by condition."""
+    found = doubts(load_cohort(site, plan), plan, site.config.policy)
+    return {doubt.condition: doubt.what for doubt in found}
+
+
+def test_too_few_or_none_are_told_as_for_images(site_with: MakeSite) -> None:
+    nobody = load_cohort(site_with(text([("P", "martian", "1", "m")] * 3)), study())
+    why = r"no row can be used; most often: class-not-in-study, .* found: 'martian' \(3 x\); the "
+    with pytest.raises(DataError, match=f"{why}study has 'healthy', 'ill'"):
+        check_size(study(), 20, nobody)
+    policy = Policy(min_patients=40, min_patients_per_class=15)
+    few = said(site_with(text(ROWS), policy=policy), study())
+    assert re.fullmatch(r"\d+ patients to train on; .* is 40", few["min-patients"])
+    assert "patients of class 'healthy' to train on" in few["min-patients-per-class"]
     lost = [(f"Q{n}", "martian", "1", "m") for n in range(40)]
     policy = Policy(min_patients=1, min_patients_per_class=0, max_set_aside=0.4)
-    with pytest.raises(DataError, match=r"40 of 80 labelled rows are set aside \(50%\)"):
-        load_cohort(site_with(text(ROWS + lost), policy=policy), study())
+    aside = said(site_with(text(ROWS + lost), policy=policy), study())
+    assert aside == {
+        "set-aside": "40 of 80 labelled rows are set aside; policy.max_set_aside is 40%"
+    }
+
+
+def test_a_column_in_another_unit_or_spelling_is_told(site_with: MakeSite) -> None:
+    strange = [(patient, label, "1900", sex) for patient, label, _, sex in ROWS]
+    policy = Policy(min_patients=1, min_patients_per_class=0)
+    told = said(site_with(text(strange), policy=policy), study())
+    assert told.keys() == {"values"}
+    assert "40 of 40 rows of column age are not understood or outside" in told["values"]
 
 
 def test_a_site_without_the_studys_kind_of_data_says_so(
@@ -228,6 +246,7 @@ def test_a_finding_nobody_is_known_for_is_no_reason_to_refuse_but_a_rare_one_is(
     header = "patient,fluid,air,age,sex\n"
     cohort = load_cohort(site_with(header + "\n".join(rows), policy=policy), plan)
     assert set(cohort.train.labels[:, 1].tolist()) == {-1}
-    rare = [row.replace(",,", ",1,") if row.startswith("P1,") else row for row in rows]
-    with pytest.raises(PolicyRefusal, match="1 patients of class 'air' to train on"):
-        load_cohort(site_with(header + "\n".join(rare), policy=policy), plan)
+    trained = next(f"P{n}," for n in range(40) if not is_held_out(KEY, f"P{n}", 0.3))
+    rare = [row.replace(",,", ",1,") if row.startswith(trained) else row for row in rows]
+    told = said(site_with(header + "\n".join(rare), policy=policy), plan)
+    assert "1 patients of class 'air' to train on" in told["min-patients-per-class"]

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from split_kit import fix_split
 from torch import nn
 from torch.nn import functional
 
@@ -82,7 +83,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> PatientSet:
             "input": {"size": 28},
         }
     )
-    return load_cohort(Site(tmp_path_factory.mktemp("home"), site), study).train
+    return load_cohort(Site(fix_split(tmp_path_factory.mktemp("home")), site), study).train
 
 
 def patients_of(study: Study, phantoms: PatientSet) -> PatientSet:
