@@ -82,6 +82,7 @@ def step_of_head(
         model,
         patients,
         study,
+        size=PATIENTS,
         noise_multiplier=sigma,
         round_number=1,
         stream=SeededStream(seed),
