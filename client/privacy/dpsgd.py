@@ -22,8 +22,8 @@ CROSS_ENTROPY = Criterion()
 HAIR = 2.0**-20
 """How far below the radius a contribution is clipped, as a part of it, so that rounding in the norm
 cannot lift it above: it is less in a gradient of up to 2^32 numbers."""
-ROWS = 16
-"""Most gradients that are clipped at once, to save memory."""
+ROWS = 8
+"""Most gradients that are clipped at once: the processor's cache holds them."""
 
 
 @dataclass(frozen=True)
@@ -224,18 +224,33 @@ def _by_patient(
 def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid: Grid) -> None:
     """Add the clipped gradients of patients, [b, n] each, to the total, in place.
 
-    In float64 the norm has an error below `HAIR`. Sums of whole numbers are exact there, in any
-    order, while they are below 2^53: those of so few rows and, if they fit the radius, of their
-    squares. Squares that add up to more do not round to less.
+    In float64 the norm has an error below `HAIR`, and whole numbers of so few rows add up exactly.
     """
     longest = grid.radius * (1 - HAIR)
-    # All of one size: what computes a row must not depend on its place.
-    some_rows = next(n for n in range(ROWS, 0, -1) if len(gradients[0]) % n == 0)
-    for some in zip(*(torch.split(g, some_rows) for g in gradients), strict=True):
+    sizes = [g.shape[1] for g in gradients]
+    parts = math.ceil(len(gradients[0]) / ROWS)  # of like size, whatever the batch
+    for some in zip(*(g.tensor_split(parts) for g in gradients), strict=True):
         rows = torch.cat(some, dim=1).double()
         norm = torch.linalg.vector_norm(rows, dim=1)
         whole = rows.mul_((longest / norm).clamp(max=1 / grid.step)[:, None]).trunc_()
-        kept = norm.isfinite() & (whole.square().sum(dim=1) <= grid.radius**2)
-        sums = whole.masked_fill_(~kept[:, None], 0).sum(dim=0).to(torch.int64)
-        for t, s in zip(total, torch.split(sums, [g.shape[1] for g in gradients]), strict=True):
+        kept = norm.isfinite() & within(whole, grid.radius)
+        if not kept.all():
+            whole.masked_fill_(~kept[:, None], 0)
+        sums = torch.split(whole.sum(dim=0).to(torch.int64), sizes)
+        for t, s in zip(total, sums, strict=True):
             t += s.view_as(t)
+
+
+def within(whole: torch.Tensor, radius: int) -> torch.Tensor:
+    """Return which rows of whole numbers have a norm of at most the radius, exactly; bool [p].
+
+    Squares and their sums are exact in float64 below 2^53, in any order, and do not round to less
+    if they are more. The root is correctly rounded: that of radius^2 is the radius, and that of
+    the next whole number is above it, since for a radius below 2^26 they differ by 2^-27 or more.
+
+    Args:
+        whole: float64 [p, n].
+        radius: In [2^25, 2^26).
+    """
+    norms: torch.Tensor = torch.linalg.vector_norm(whole, dim=1)
+    return norms <= radius

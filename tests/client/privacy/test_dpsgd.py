@@ -8,7 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from client.privacy.dpsgd import Batch, Grid, add_noise, clipped_sum, per_image_gradients
+from client.privacy.dpsgd import (
+    Batch,
+    Grid,
+    add_noise,
+    clipped_sum,
+    per_image_gradients,
+    within,
+)
 from shared.models import MODELS, build_model
 from shared.models.linear import Linear
 from shared.study import Study, Task
@@ -156,6 +163,20 @@ def test_a_patient_without_a_finite_gradient_contributes_nothing(
         found = clipped(watched, cut(batch, physical), 1.0)
         expected = clipped(watched, [clean], 1.0)
     assert distance(found, expected) < 1e-9
+
+
+@pytest.mark.parametrize("radius", [2**25, 2**26 - 1, 47_453_132])
+def test_a_contribution_one_square_too_long_is_found(radius: int) -> None:
+    parts, rest = [radius // 3], radius**2 - (radius // 3) ** 2
+    while rest:  # squares that add up to the radius' own
+        parts.append(math.isqrt(rest))
+        rest -= parts[-1] ** 2
+    row = torch.tensor([[*parts, 0]]).double()
+    over = torch.tensor([[*parts, -1]]).double()
+    assert within(row, radius).tolist() == [True]
+    assert within(over, radius).tolist() == [False]
+    assert within(torch.full((1, 5), 2.0**31).double(), radius).tolist() == [False]
+    assert within(torch.full((1, 5), math.inf).double(), radius).tolist() == [False]
 
 
 def test_an_empty_lot_gives_zero(model: nn.Module) -> None:
