@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from client import care_cli, privacy_cli
 from client.care_cli import note
 from client.privacy_cli import By, Home
 from client.site import Site, load_site
+from shared import logs
 from shared.errors import SiteError
 from shared.study import Study
 
@@ -60,10 +62,12 @@ def init(
 def start(
     home: Home,
     port: Annotated[int, typer.Option(help="loopback port of the node; 0: a free one")] = 0,
+    json_log: Annotated[bool, typer.Option("--json-log", help="log JSON objects")] = False,
 ) -> None:
     """Run the node until it is stopped; it only ever connects outward."""
     from client.node import start_node
 
+    os.environ[logs.FORMAT] = "json" if json_log else "text"
     start_node(load_site(home), port)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import shared.flower  # noqa: F401  (silences Flower before its first import)
 from client.process import forbid_core_dumps
-from shared.logs import log_to_stderr
+from shared.flower.quiet import log_quietly
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     from shared.flower.executor import serve_node
 
     del opacus, scipy, torch
-    log_to_stderr("training")
+    log_quietly("training")
     serve_node(sys.argv[1], int(sys.argv[2]))
 
 

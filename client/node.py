@@ -13,7 +13,6 @@ from client.keys import keep_name_with_key
 from client.process import forbid_core_dumps
 from client.site import Site
 from shared.errors import SiteError
-from shared.logs import log_to_stderr
 
 TIMEOUT = 10.0
 """Seconds to wait for the server to answer the connection check."""
@@ -40,8 +39,9 @@ def _run(site: Site, port: int) -> None:
     from client.vault import Vault
     from shared.flower.admission import Gate
     from shared.flower.node import NodeSettings, read_node_key, run_node
+    from shared.flower.quiet import log_quietly
 
-    log_to_stderr("node")
+    log_quietly("node")
     if keep_name_with_key(site):
         logging.getLogger("consilium").warning(
             "the name in site.toml is new; the coordinator must know it: server rename"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import shared.flower  # noqa: F401  (silences Flower before its first import)
-from shared.logs import log_to_stderr
+from shared.flower.quiet import log_quietly
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     import server.federation  # noqa: F401
     from shared.flower.executor import serve_link
 
-    log_to_stderr("runs")  # after Flower, which sets up its own when it is imported
+    log_quietly("runs")
     serve_link(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
 
 

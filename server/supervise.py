@@ -160,11 +160,11 @@ def _starter(file: LogFile) -> Start:
             command,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.DEVNULL,  # what matters is logged, to stderr
+            stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in the terminal is for this process alone
         )
-        Thread(target=file.collect, args=(name, process.stdout), daemon=True).start()
+        Thread(target=file.collect, args=(name, process.stderr), daemon=True).start()
         return process
 
     return start

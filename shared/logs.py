@@ -39,11 +39,6 @@ def log_to_stderr(process: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("consilium").setLevel(logging.INFO)
-    flower = logging.getLogger("flwr")
-    # Its own handler adds colours, and a time in none of its lines.
-    flower.handlers.clear()
-    flower.propagate = True
-    flower.setLevel(logging.WARNING)
 
 
 class LogFile:

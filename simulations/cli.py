@@ -33,7 +33,7 @@ app.add_typer(simulate_app, name="simulate")
 
 @app.command()
 def version() -> None:
-    """Print the release, and the digest of the only bundle its nodes accept."""
+    """Print the release, and the digest of the bundle that names its sources."""
     from importlib.metadata import version as installed
 
     from shared.flower.bundle import bundle_digest

@@ -19,9 +19,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import SiteError
-from shared.flower.bundle import bundle_digest
+from shared.flower.bundle import is_accepted
 from shared.flower.executor import executor_command
-from shared.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -71,7 +70,6 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     # By name: the packages re-export functions under the modules' own names.
     cli: Any = import_module("flwr.supernode.cli.flower_supernode")
     supernode: Any = import_module("flwr.supernode.start_client_internal")
-    log_to_stderr("node")  # after Flower, which sets up its own when it is imported
     guard = _Guard(on_refusal)
     supernode.grpc_request_response = guard.wrap(supernode.grpc_request_response)
     factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
@@ -105,7 +103,9 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     cli.add_exit_handler(stop_http)
     address = f"127.0.0.1:{settings.port}"
     executor = subprocess.Popen(
-        executor_command(settings.executor, address, os.getpid()), cwd=settings.home.resolve()
+        executor_command(settings.executor, address, os.getpid()),
+        cwd=settings.home.resolve(),
+        stdout=subprocess.DEVNULL,  # what matters is logged, to stderr
     )
     cli.add_exit_handler(_end_with(executor))
     supernode.start_client_internal(
@@ -210,10 +210,10 @@ class _Guard:
         return replace(run, override_config={})
 
     def check_bundle(self, run_id: int, fab: Any) -> Any:
-        """Sign the bundle if it is this release's own; strip every signature otherwise."""
+        """Sign the bundle if it is this release's own or one alike; else strip every signature."""
         if run_id in self._foreign_tasks:
             return self._refuse(run_id, fab, "the task is not a training task")
-        if hashlib.sha256(fab.content).hexdigest() != bundle_digest():
+        if not is_accepted(fab.content):
             return self._refuse(run_id, fab, "the bundle is not the one of this release")
         return replace(fab, verifications=self._sign(fab.content))
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import shared.flower  # noqa: F401  (silences Flower before its first import)
-from shared.logs import log_to_stderr
+from shared.flower.quiet import log_quietly
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
 
     superlink: Any = import_module("flwr.superlink.cli.flower_superlink")
     parent, options = int(sys.argv[1]), sys.argv[2:]
-    log_to_stderr("superlink")
+    log_quietly("superlink")
     # Uvicorn then logs as everything else does, and not each request.
     superlink.get_uvicorn_log_config = lambda level: None
     start_parent_process_monitor(parent)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ProtocolError
-from shared.flower.bundle import bundle, bundle_digest
+from shared.flower import bundle as bundle_module
+from shared.flower.bundle import bundle, bundle_digest, is_accepted, sources_digest
 from shared.flower.wire import from_content, to_content
 from shared.protocol import Reply
 
@@ -77,8 +80,40 @@ def test_bundle_holds_no_code_and_is_the_same_each_time() -> None:
     assert len(content) < 1024
 
 
-def test_flower_accepts_the_bundle(tmp_path: object) -> None:
-    from pathlib import Path
+def test_the_bundle_names_the_client_and_shared_sources_and_no_others(tmp_path: Path) -> None:
+    root = Path(bundle_module.__file__).parents[2]
+    for package in ("client", "shared", "server"):
+        shutil.copytree(root / package, tmp_path / package)
+    assert sources_digest(tmp_path) == sources_digest(root)
+    assert sources_digest(root).encode() in bundle()
 
-    folder = install_from_fab(bundle(), Path(str(tmp_path)), skip_prompt=True)
+    def changed(name: str) -> bool:
+        before, path = sources_digest(tmp_path), tmp_path / name
+        path.write_bytes(path.read_bytes() + b"# changed\n")
+        return sources_digest(tmp_path) != before
+
+    assert changed("client/rounds.py")
+    assert changed("shared/study.py")
+    # A fix of the server alone, and a list of releases that are alike, lock nobody out.
+    assert not changed("server/federation.py")
+    assert not changed("shared/flower/accepted.py")
+    before = sources_digest(tmp_path)
+    (tmp_path / "client" / "rounds.py").rename(tmp_path / "client" / "round.py")
+    assert sources_digest(tmp_path) != before
+    text = tmp_path / "client" / "round.py"
+    before = sources_digest(tmp_path)
+    text.write_bytes(text.read_bytes().replace(b"\n", b"\r\n"))
+    assert sources_digest(tmp_path) == before
+
+
+def test_a_release_takes_the_bundles_it_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_accepted(bundle())
+    assert not is_accepted(b"another")
+    earlier = frozenset({hashlib.sha256(b"another").hexdigest()})
+    monkeypatch.setattr(bundle_module, "EARLIER", earlier)
+    assert is_accepted(b"another")
+
+
+def test_flower_accepts_the_bundle(tmp_path: Path) -> None:
+    folder = install_from_fab(bundle(), tmp_path, skip_prompt=True)
     assert [p.name for p in folder.rglob("*") if p.is_file()] == ["pyproject.toml"]

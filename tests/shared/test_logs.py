@@ -13,14 +13,14 @@ from shared.logs import FORMAT, LogFile, frame
 
 NOISY = """
 import logging
-import flwr.supercore.logger
 from shared.errors import CoordinatorError
-from shared.logs import log_to_stderr
-log_to_stderr("node")
+from shared.flower.quiet import log_quietly
+log_quietly("node")
 flower = logging.getLogger("flwr")
 flower.debug("a request"); flower.info("received"); flower.error("  ")
 for seconds in range(5):
     flower.warning("Connection attempt failed, retrying in %s seconds", seconds)
+flower.error("Exit Code: 201")
 flower.error("refused\\nby the server")
 logging.getLogger("consilium").info("connected")
 try:
