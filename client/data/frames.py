@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLETransferSyntaxes,
@@ -49,6 +51,12 @@ PLUGINS = {
     "pylibjpeg": [*JPEG2000TransferSyntaxes, *RLETransferSyntaxes],
 }
 """Which of pydicom's plug-ins decodes which transfer syntaxes."""
+
+SECOND_OPINION = (JPEGBaseline8Bit, JPEGExtended12Bit)
+"""Syntaxes that Pillow reads too, with libjpeg-turbo."""
+
+ROUNDING = 2
+"""Levels that decoders of lossy JPEG may be apart."""
 
 AS_STORED = {
     "correct_unused_bits": False,
@@ -179,7 +187,27 @@ def _compressed(dataset: Dataset, index: int, syntax: UID, colour: str) -> Frame
     except RuntimeError:
         # Of single bits the codec reads one of the two forms there are.
         raise Unusable(Reason.UNSUPPORTED_SYNTAX if bits == 1 else Reason.DAMAGED) from None
+    if syntax in SECOND_OPINION:
+        _require_second_opinion(array, decoder, dataset, index, options)
     return _frame(array, dataset, colour, bits, lossy=lossy)
+
+
+def _require_second_opinion(
+    array: npt.NDArray[Any],
+    decoder: Decoder,
+    dataset: Dataset,
+    index: int,
+    options: dict[str, Any],
+) -> None:
+    """Refuse a picture of which a decoder of another origin, if it reads it, has another one.
+
+    Where damage makes values that no encoder writes, decoders go apart.
+    """
+    other = {**options, "decoding_plugin": "pillow"}
+    with suppress(RuntimeError):
+        second, _ = decoder.as_array(dataset, index=index, raw=True, **other)
+        if np.abs(np.subtract(array, second, dtype=np.int32)).max() > ROUNDING:
+            raise Unusable(Reason.DAMAGED)
 
 
 def _codec(syntax: UID) -> tuple[Decoder, str]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
+from pydicom.uid import UID
 
 from client.data.attributes import ATTRIBUTES, image_cells
 from client.data.display import grey_levels
@@ -168,7 +169,7 @@ def _read(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
 
 def _image(dataset: Dataset, spec: Input) -> Planes:
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise Unusable(Reason.LOST_PIXELS if "Rows" in dataset else Reason.NO_PIXELS)
+        raise Unusable(Reason.NO_PIXELS if _never_had_pixels(dataset) else Reason.LOST_PIXELS)
     if spec.modalities and dataset.get("Modality") not in spec.modalities:
         raise Unusable(Reason.WRONG_MODALITY)
     if kind_of(dataset) not in spec.kinds:
@@ -179,6 +180,12 @@ def _image(dataset: Dataset, spec: Input) -> Planes:
         raise Unusable(Reason.BLANK_IMAGE)
     image = fit(_with_channels(planes, spec.channels), spec.size, pixel_aspect(dataset, index))
     return np.clip(image * 2 - 1, np.float32(-1), np.float32(1))
+
+
+def _never_had_pixels(dataset: Dataset) -> bool:
+    """Tell a report or a plan from an image that was cut off, of which little may be left."""
+    stated = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    return "Rows" not in dataset and stated is not None and "Image" not in UID(stated).name
 
 
 def _frame_index(dataset: Dataset, spec: Input) -> int:

@@ -219,6 +219,13 @@ def test_a_jpeg_with_a_hole_is_damaged(start):
     assert why_not(encapsulated(GREY, stream, JPEGBaseline8Bit)) == "damaged"
 
 
+def test_a_jpeg_of_which_two_decoders_have_two_pictures_is_damaged():
+    stream = bytearray(jpeg(GREY))
+    table = stream.index(b"\xff\xdb") + 5
+    stream[table : table + 64] = b"\xff" * 64  # values that no encoder writes
+    assert why_not(encapsulated(GREY, bytes(stream), JPEGBaseline8Bit)) == "damaged"
+
+
 def test_a_lossless_jpeg_with_a_hole_is_damaged():
     dataset = dcmread(io.BytesIO(transcoded(build_dicom(GREY), "JPEGLosslessProcess14_1")))
     stream = dataset.PixelData[16 + 4 :]
