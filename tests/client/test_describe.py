@@ -283,11 +283,16 @@ def test_the_server_foretells_the_noise_the_site_adds(ward: Ward, weighted: Stud
     assert noisier > 1.001 * training_plan(ward.study(), 12).noise_multiplier
 
 
-def test_noise_too_small_for_the_budget_is_the_studys_fault(ward: Ward) -> None:
+@pytest.mark.parametrize(("task", "number"), [("describe", 0), ("train", 1), ("evaluate", 4)])
+def test_a_study_whose_training_cannot_be_calibrated_is_answered_nothing(
+    ward: Ward, task: str, number: int
+) -> None:
     study = ward.study(training=WEIGHTED, privacy={"epsilon": 3.0, "statistics_noise": 1.0})
     ward.approve(study)
-    assert code(ask(ward, study)) == "study-invalid"
+    asked = ask(ward, study) if task == "describe" else ward.ask(study, number, task=task)
+    assert code(asked) == "study-invalid"
     assert ward.kinds() == [("start", "")]
+    assert ward.loads == 0, "decided before a patient was looked at"
 
 
 @pytest.mark.parametrize("allowed", [True, False])
