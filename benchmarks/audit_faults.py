@@ -6,26 +6,50 @@ them.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+import client.evaluation
 import client.hospital
+import client.privacy.chain
+import client.privacy.ledger
+import client.rounds
 import client.training
-from client.data.cohort import PatientSet
+import shared.models.table
+from client.answers import answer
+from client.attention import AttentionBook
+from client.data.cohort import Cohort, PatientSet
+from client.evaluation import Evaluation
 from client.hospital import Hospital
+from client.outbox import Parcel
+from client.privacy.chain import PRIVATE
+from client.privacy.dpsgd import Grid
+from client.privacy.ledger import Ledger
 from client.privacy.sampler import Lot, choose_images, draw_lot
 from client.privacy.stream import RandomStream
+from client.session import Session
+from client.site import Policy
+from client.work import Plans, Work, take_part
 from shared.accounting import calibrate
+from shared.errors import PolicyRefusal
 from shared.study import Study
 from simulations.audit.attack import product_round
+from simulations.audit.company import company
+from simulations.audit.distinguish import EPSILON, Distinguished
+from simulations.audit.free_bits import FreeBits, cases, difference
+from simulations.audit.low_bits import count_bits, training_bits
 from simulations.seeded import SeededStream
 
+evaluate = Session.evaluate
+COINS = 30  # for an enemy to notice a fault
 UNCLIPPED = 1000.0  # larger than any patient's gradient here, and the largest a study allows
 
 
@@ -198,16 +222,76 @@ def seeded_hospital(*given: Any) -> Hospital:
     return Hospital(*given, make_stream=lambda request: SeededStream(0, request.run, request.round))
 
 
+def float_noise(
+    total: list[torch.Tensor], grid: Grid, noise_multiplier: float, stream: RandomStream
+) -> None:
+    """Add noise as floating-point numbers to floating-point sums."""
+    for at, whole in enumerate(total):
+        noise = _float_gaussian(stream, whole.shape, noise_multiplier * grid.clip)
+        total[at] = ((whole * grid.step).float() + noise) / grid.step
+
+
+def coarse_noise(
+    total: list[torch.Tensor], grid: Grid, noise_multiplier: float, stream: RandomStream
+) -> None:
+    """Round noise to another grid than contributions are on."""
+    for whole in total:
+        noise = stream.rounded_gaussian(whole.shape, noise_multiplier * grid.radius / 256)
+        whole += 256 * noise
+
+
+def float_counts(
+    counts: np.ndarray[Any, np.dtype[np.int64]], noise: float, stream: RandomStream
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Add float32 noise to counts, and round to the grid afterwards."""
+    drawn = _float_gaussian(stream, counts.shape, noise).numpy().astype(np.float64)
+    return np.round((counts + drawn) * 64) / 64
+
+
+def short_batch(rows: torch.Tensor, length: int, value: float = 0) -> torch.Tensor:
+    """Leave a last batch as short as it is."""
+    return rows
+
+
+def exact_count(session: Session, *given: Any, **found: Any) -> Parcel:
+    """Send the exact number of patients."""
+    parcel = answer(session, *given, **found)
+    reply = parcel.kept.reply.model_copy(update={"patients": max(1, len(session.work.train))})
+    return replace(parcel, kept=parcel.kept.model_copy(update={"reply": reply}))
+
+
+def silent_side(session: Session, *given: Any, **options: Any) -> Evaluation | None:
+    """Send no histogram of an empty side."""
+    return evaluate(session, *given, **options) if len(session.work.held_out) else None
+
+
+def refusal_for_one(ledger: Ledger, plans: Plans, policy: Policy, cohort: Cohort) -> Work:
+    """Refuse where a patient has no budget."""
+    work = take_part(ledger, plans, policy, cohort)
+    if len(work.train) < len(cohort.train):
+        raise PolicyRefusal("budget-exhausted", "a patient has no budget left")
+    return work
+
+
 @contextmanager
 def planted(fault: str) -> Iterator[None]:
-    """Put a fault of `INSIDE` where the product looks its own function up."""
-    module, name, make = INSIDE[fault]
-    sound = getattr(module, name)
-    setattr(module, name, make())
+    """Put a fault of `INSIDE` or `TELLTALES` where the product looks its own functions up."""
+    patches = TELLTALES[fault] if fault in TELLTALES else (INSIDE[fault],)
+    sound = [getattr(place, name) for place, name, _ in patches]
+    for place, name, make in patches:
+        setattr(place, name, make())
     try:
         yield
     finally:
-        setattr(module, name, sound)
+        for (place, name, _), function in zip(patches, sound, strict=True):
+            setattr(place, name, function)
+
+
+def _float_gaussian(stream: RandomStream, shape: Sequence[int], std: float) -> torch.Tensor:
+    """Draw float32 Gaussians as sums of four (Holohan and Braghin 2021), as was done once."""
+    u, v = stream.uniform(8 * math.prod(shape)).view(2, 4, -1)
+    sums = ((-2 * torch.log1p(-u)).sqrt() * torch.cos(2 * math.pi * v)).sum(dim=0)
+    return (sums * (std / 2)).float().view(tuple(shape))
 
 
 def _lot(stream: RandomStream, image_patient: torch.Tensor, patients: torch.Tensor, k: int) -> Lot:
@@ -240,3 +324,51 @@ INSIDE = {
     "shuffled epochs inside training": (client.training, "draw_lot", ShuffledLots),
     "seeded stream from make_stream": (client.hospital, "Hospital", lambda: seeded_hospital),
 }
+
+# Faults that let enemies tell data sets apart, and who must notice.
+TELLTALES: dict[str, tuple[tuple[Any, str, Callable[[], Any]], ...]] = {
+    "floating-point noise": ((client.training, "add_noise", lambda: float_noise),),
+    "noise on a coarser grid": ((client.training, "add_noise", lambda: coarse_noise),),
+    "floating-point noise on counts": ((client.evaluation, "noised", lambda: float_counts),),
+    "a short last batch": (
+        (shared.models.table, "RowLinear", lambda: nn.Linear),
+        (client.training, "_filled", lambda: short_batch),
+    ),
+    "an exact count in the reply": ((client.rounds, "answer", lambda: exact_count),),
+    "no answer for an empty side": ((Session, "evaluate", lambda: silent_side),),
+    "a refusal for one patient": (
+        (client.rounds, "take_part", lambda: refusal_for_one),
+        (AttentionBook, "watch", lambda: lambda *_: nullcontext()),
+    ),
+    "opt-outs counted in the head": (
+        (client.privacy.chain, "PRIVATE", lambda: PRIVATE - {"opt-out"}),
+        (client.privacy.ledger, "PRIVATE", lambda: PRIVATE - {"opt-out"}),
+    ),
+}
+NOTICED_BY = {
+    "floating-point noise": "low bits: spacing",
+    "noise on a coarser grid": "low bits: remainders",
+    "floating-point noise on counts": "low bits: counts",
+    "a short last batch": "company",
+    "an exact count in the reply": "free bits: one of many to train on: message 0: patients",
+    "no answer for an empty side": "free bits: the only one held out",
+    "a refusal for one patient": "free bits: one without budget left",
+    "opt-outs counted in the head": "free bits: one who opts out before round 2 or stays",
+}
+
+
+def findings_of(enemy: str, stream: RandomStream) -> list[str]:
+    """Return what one enemy finds, who is named as in `NOTICED_BY`."""
+    kind, _, rest = enemy.partition(": ")
+    if kind == "free bits":
+        case = next(case for case in cases() if case.name == rest.split(":")[0])
+        said = difference(case)
+        free = FreeBits((case.name,), {case.name: said} if said else {})
+        return Distinguished((), free).findings
+    if kind == "company":
+        verdicts = company(stream, EPSILON, COINS)
+    elif rest == "counts":
+        verdicts = [count_bits(stream, COINS)]
+    else:
+        verdicts = training_bits(stream, EPSILON, COINS)
+    return Distinguished(tuple(verdicts), FreeBits((), {})).findings

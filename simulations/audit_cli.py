@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from simulations.audit.distinguish import Distinguished
     from simulations.audit.report import AuditReport
 
 app = typer.Typer(help="Put the privacy claim to the test.", no_args_is_help=True)
@@ -31,12 +32,19 @@ def audit(
     sampling_rate: Annotated[
         float, typer.Option(min=0.01, max=1, help="chance to be in a step's lot")
     ] = 0.5,
+    trials: Annotated[
+        int, typer.Option(min=0, max=10_000, help="coins for each enemy; 0: without them")
+    ] = 40,
     seed: Annotated[
         int | None, typer.Option(help="repeat an audit; default: the hospital's own randomness")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Attack one private training with canary patients, and bound its epsilon from below.
+    """Attack the product's own code, and say what can be told of a patient.
+
+    One private training with canary patients bounds epsilon from below. Then enemies who write
+    the study and the weights look for one patient in low bits, in what others contribute, and in
+    all that travels beside the noise.
 
     The training is the hospitals' own code. Ends with status 1 if a finding contradicts the
     claim. No finding proves no claim: a bound below the claim is what a sound system shows.
@@ -49,7 +57,7 @@ def audit(
 
     plan = AuditPlan(epsilon, delta, canaries, rounds, steps, sampling_rate)
     seeded = None if seed is None else SeededStream(seed, "privacy audit")
-    report = run_audit(plan, seeded)
+    report = run_audit(plan, seeded, trials)
     if as_json:
         typer.echo(json.dumps(report.record(), indent=2))
     else:
@@ -79,7 +87,29 @@ def _print(report: AuditReport) -> None:
             f"Lots of {name}: largest deviation {worst:.1f} sigma, limit {lots.limit:.1f}"
         )
     console.print(f"Replay: {'none' if report.replay.unpredictable else 'possible'}")
+    if report.distinguished:
+        _print_enemies(console, report.distinguished)
     for finding in report.findings:
         console.print(f"[red]Finding:[/red] {finding}")
     if not report.findings:
         console.print("Nothing found that contradicts the claim.")
+
+
+def _print_enemies(console: Console, found: Distinguished) -> None:
+    for v in found.verdicts:
+        outcome = "told apart" if v.flagged else "not told apart"
+        console.print(
+            f"{v.name[0].upper()}{v.name[1:]}: {outcome}, right {v.right} of {v.trials} times "
+            f"where chance is {v.chance:.1%} (p = {v.p_value:.2g}; {v.tried})"
+        )
+    names = {v.name.split(":")[0] for v in found.verdicts}
+    if "company" not in names:
+        console.print("Company: nothing to try, for this machine computes every row alike")
+    free = found.free
+    console.print(
+        f"Free bits: {len(free.told_apart)} of {len(free.pairs)} pairs of data sets told apart by "
+        "what travels beside the noise"
+    )
+    console.print(
+        "Each enemy accuses sound code in one of a million audits at most; free bits never do."
+    )

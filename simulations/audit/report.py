@@ -9,6 +9,7 @@ from client.privacy.sampler import draw_lot
 from client.privacy.stream import RandomStream
 from simulations.audit.attack import CONFIDENCE, AttackResult, attack
 from simulations.audit.canaries import AuditPlan
+from simulations.audit.distinguish import Distinguished, distinguish
 from simulations.audit.lots import LotsResult, check_lots, judge_lots
 from simulations.audit.replay import ReplayResult, check_replay, hospital_streams
 
@@ -23,6 +24,7 @@ class AuditReport:
         sampler: Whether the sampler alone draws Poisson lots.
         training: Whether the lots of the attacked training were Poisson samples.
         replay: Whether randomness can be replayed.
+        distinguished: What enemies told apart; None: none was let loose.
     """
 
     plan: AuditPlan
@@ -30,6 +32,7 @@ class AuditReport:
     sampler: LotsResult
     training: LotsResult
     replay: ReplayResult
+    distinguished: Distinguished | None = None
 
     @property
     def findings(self) -> list[str]:
@@ -51,7 +54,7 @@ class AuditReport:
             found.append("two streams of randomness opened alike drew the same")
         if self.replay.forked:
             found.append("a stream of randomness repeats itself in a forked process")
-        return found
+        return found + (self.distinguished.findings if self.distinguished else [])
 
     def record(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
@@ -81,21 +84,24 @@ class AuditReport:
                 },
             },
             "replay": {"reopened": self.replay.reopened, "forked": self.replay.forked},
+            "distinguished": self.distinguished.record() if self.distinguished else None,
             "findings": self.findings,
         }
 
 
-def audit(plan: AuditPlan, seeded: RandomStream | None = None) -> AuditReport:
-    """Audit the product's training, lots and randomness.
+def audit(plan: AuditPlan, seeded: RandomStream | None = None, trials: int = 0) -> AuditReport:
+    """Audit the product's training, lots, randomness and messages.
 
-    Sound training is accused by the attack in one audit of twenty at most, if it spends the
-    whole claim on every canary; by its lots in one of 100 000, all statistics together; and
-    by the replay never, as far as 64 random bits do not meet.
+    Sound code is accused by the attack in one audit of twenty at most, if it spends the
+    whole claim on every canary; by its lots in one of 100 000, all statistics together, and so
+    by the enemies that guess coins; by the replay never, as far as 64 random bits do not meet,
+    and by the free bits never.
 
     Args:
         plan: The claim and the training.
         seeded: Serves coins, training and lots instead of the stream of a hospital, so that an
             audit can be repeated.
+        trials: Coins for each enemy that tells data sets apart; 0: without them.
 
     Raises:
         StudyError: A value of the plan is out of its range.
@@ -109,4 +115,5 @@ def audit(plan: AuditPlan, seeded: RandomStream | None = None) -> AuditReport:
             sampler=check_lots(draw_lot, stream),
             training=judge_lots(attacked.lots, plan.sampling_rate),
             replay=check_replay(open_stream),
+            distinguished=distinguish(stream, trials) if trials else None,
         )
