@@ -20,6 +20,8 @@ lint: $(READY)
 
 proof: $(READY)
 	$(BIN)/python benchmarks/ledger_kills.py
+	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/accountants.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

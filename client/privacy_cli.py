@@ -248,12 +248,14 @@ def _unknown(hospital: Hospital, ids: frozenset[str]) -> int:
 
 
 def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> None:
-    accounts = Table("study", "patients", "epsilon", "budget", "charged", "delta", "note")
+    columns = "study", "patients", "epsilon", "replaced", "budget", "charged", "delta", "note"
+    accounts = Table(*columns)
     for account in report.accounts:
         accounts.add_row(
             names.get(account.study, account.study[:12]) if account.study else "all, for life",
             account.who,
             f"{account.epsilon:.3f}",
+            "" if account.replacement is None else f"{account.replacement:.3f}",
             f"{account.budget:g}",
             f"{account.used:.0%}",
             f"{account.delta:g}",
@@ -261,7 +263,8 @@ def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> N
         )
     console.print(
         "At most this epsilon per patient, by groups of patients with the same history; who takes "
-        "part in a study is charged all of it at once:"
+        "part in a study is charged all of it at once. Replaced: where other data takes the place "
+        "of a patient's, and not nothing."
     )
     console.print(accounts)
     plans = Table("study", "purpose", "mechanism", "used", "of", "spare", "epsilon of all")

@@ -26,6 +26,7 @@ from client.privacy.groups import (
 )
 from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
+from shared.accounting import replacement_epsilon
 
 
 class Record(BaseModel):
@@ -71,6 +72,8 @@ class Account(Record):
         epsilon: The bound that holds for them. In a study: of all they are charged. For life:
             the budget; more only for those who were charged more by an earlier release, or
             under a larger budget.
+        replacement: The same where a patient's data is replaced by other data and not by
+            nothing (`shared.accounting.replacement_epsilon`); in a study only.
         used: Part of the budget that is charged; for life, of its Renyi divergence at the order
             their account is kept at.
         budget: Of the study, or the policy's for life.
@@ -82,6 +85,7 @@ class Account(Record):
     study: str
     patients: int
     epsilon: float
+    replacement: float | None = None
     used: float
     budget: float
     delta: float
@@ -159,6 +163,7 @@ def _study_accounts(
             study=study,
             patients=0,
             epsilon=epsilon,
+            replacement=_replacement(own, main.delta),
             used=epsilon / main.epsilon if main.epsilon else 0.0,
             budget=main.epsilon,
             delta=main.delta,
@@ -166,6 +171,13 @@ def _study_accounts(
         )
         found.append((account, group.patients))
     return found
+
+
+def _replacement(charges: Collection[Charge], delta: float) -> float:
+    noised = [charge for charge in charges if charge.plan.noise_multiplier]
+    training = [c.mechanism for c in noised if c.plan.purpose == "train"]
+    counts = [c.mechanism for c in noised if c.plan.purpose != "train"]
+    return replacement_epsilon(training, delta, counts)
 
 
 def _lifetime_accounts(

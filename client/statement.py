@@ -151,20 +151,14 @@ def _page(statement: Statement, text: str, signature: str) -> str:
     unit = f'<p class="none">{IMAGES_AS_PATIENTS}</p>' if images else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Privacy statement of {html.escape(statement.site)}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --bad: #b00020 }}
-@media screen and (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e4e9ef; --paper: #171b21; --line: #39424d; --bad: #ffb4ab }}
-}}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: var(--ink); background: var(--paper) }}
-.wide {{ overflow-x: auto; margin: 1rem 0 }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line) }}
+  color: #1b1f24 }}
+table {{ border-collapse: collapse; width: 100%; margin: 1rem 0 }}
+th, td {{ text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #d0d7de }}
 th:first-child, td:first-child {{ text-align: left }}
-.none {{ color: var(--bad); font-weight: 600 }}
+.none {{ color: #b00020; font-weight: 600 }}
 code {{ word-break: break-all; font-size: .8rem }}
 </style></head><body>
 <h1>Privacy statement of {html.escape(statement.site)}</h1>
@@ -174,7 +168,8 @@ evaluation; {spending.opted_out} have opted out. What they were charged by then 
 would have been almost the same without any one patient, all images included. Epsilon bounds
 how much it can differ, except with a chance of delta. Who takes part in a study is charged all
 of it at once, spare rounds included, whether or not they come; what was not used is free again
-when the study is closed. What can no longer be said of whom is counted for everyone: "all others"
+when the study is closed. "If replaced" is epsilon where a patient's data is replaced by other data,
+and not by nothing. What can no longer be said of whom is counted for everyone: "all others"
 are the patients no other line counts, those of the future among them.</p>
 {unit}
 <h2>For life, over all studies</h2>
@@ -197,7 +192,7 @@ budget that is gone.</p>
 
 
 def _account_table(accounts: list[Account], names: dict[str, str]) -> str:
-    head = ("Study", "Patients", "Epsilon", "Budget", "Charged", "Delta")
+    head = ("Study", "Patients", "Epsilon", "If replaced", "Budget", "Charged", "Delta")
     rows = []
     for account in accounts:
         name = _name(account.study, names) if account.study else "all"
@@ -205,9 +200,10 @@ def _account_table(accounts: list[Account], names: dict[str, str]) -> str:
         if account.unprotected:
             what = ", ".join(account.unprotected)
             epsilon = f'<span class="none">no guarantee ({html.escape(what)})</span>'
+        replaced = "" if account.replacement is None else f"{account.replacement:.2f}"
         used = f"{account.used:.0%}"
         budget, delta = f"{account.budget:g}", f"{account.delta:g}"
-        rows.append((name, account.who, epsilon, budget, used, delta))
+        rows.append((name, account.who, epsilon, replaced, budget, used, delta))
     return _table(head, rows)
 
 
@@ -226,7 +222,7 @@ def _plan_table(plans: tuple[PlanReport, ...], names: dict[str, str]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>\n{body}</table></div>'
+    return f"<table><tr>{top}</tr>\n{body}</table>"
 
 
 def _name(digest: str, names: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from shared.errors import CoordinatorError, StudyError
 from shared.study import Study, load_study
 
 if TYPE_CHECKING:
-    from shared.explain import SiteNoise
+    from shared.explain_noise import SiteNoise
 
 app = typer.Typer(help="For the coordinator: plan, run and report studies.", no_args_is_help=True)
 app.add_typer(operate.app)
@@ -51,7 +51,8 @@ def check(
 
     Example: consilium server check study.toml --patients 250
     """
-    from shared.explain import EXAMPLE_SITES, explain_study, parameters, site_noise
+    from shared.explain import explain_study, parameters
+    from shared.explain_noise import EXAMPLE_SITES, site_noise
 
     plan = load_study(study)
     noise = [site_noise(plan, n) for n in patients or EXAMPLE_SITES] if plan.privacy.enabled else []
@@ -150,9 +151,8 @@ def _print_study(plan: Study) -> None:
 
 
 def _print_noise(sites: Sequence[SiteNoise]) -> None:
-    table = Table(
-        "patients", "lot", "noise", "noise / lot", "epsilon", "delta", "± counts", "verdict"
-    )
+    columns = "patients", "lot", "noise", "noise / lot", "epsilon", "replaced", "delta", "± counts"
+    table = Table(*columns, "verdict")
     for site in sites:
         table.add_row(
             f"{site.patients:,}",
@@ -160,6 +160,7 @@ def _print_noise(sites: Sequence[SiteNoise]) -> None:
             f"{site.noise_multiplier:.3f}",
             f"{site.noise_to_signal:.4f}",
             f"{math.ceil(100 * max(site.epsilon, site.held_out_epsilon)) / 100:g}",
+            f"{math.ceil(100 * site.replacement_epsilon) / 100:g}",
             f"{site.delta:.2g}",
             f"{site.count_noise:.1f}",
             site.verdict,
@@ -169,8 +170,10 @@ def _print_noise(sites: Sequence[SiteNoise]) -> None:
     console.print(table)
     console.print(
         "lot: patients in a step on average. noise: multiplier of one patient's largest "
-        "influence. epsilon: what the study costs a patient at most. ± counts: noise on each "
-        "count of the score histograms, in patients."
+        "influence. epsilon: what the study costs a patient at most. replaced: the same where a "
+        "patient's data is replaced by other data instead of by nothing, for contributions of "
+        "full length in opposite directions. ± counts: noise on each count of the score "
+        "histograms, in patients."
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared.errors import StudyError
-from shared.explain import BEARABLE, training_noise, verdict
+from shared.explain_noise import BEARABLE, training_noise, verdict
 from shared.study import FORMAT, Study, parse_study
 
 Kind = Literal["xray", "ct", "mri", "ultrasound", "colour", "other"]

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -96,24 +96,28 @@ def rdp_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     return _rdp_epsilon(_group(mechanisms), delta, _ORDERS)
 
 
-def replacement_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
+def replacement_epsilon(
+    mechanisms: Sequence[Mechanism], delta: float, counts: Sequence[Mechanism] = ()
+) -> float:
     """Return an upper bound on epsilon where neighbours replace a patient's data by other data.
 
     A patient is in the same steps with either data, and contributes in full length and opposite
     directions: a step is the pair of `shared.prv.ReplacedPatientLoss`, the one `dp-accounting`
     follows for this relation. That no other pair is worse is not proved here, so the figure is
-    stated beside `epsilon` and decides nothing. For counts it is an upper bound: a patient
-    moves from one cell to another, by root 2 and not by 2.
+    stated beside `epsilon` and decides nothing.
 
     Args:
-        mechanisms: As for `epsilon`.
+        mechanisms: What sums contributions; as for `epsilon`.
         delta: In (0, 1).
+        counts: What counts patients, noise over the change by one patient more or less. One who
+            is replaced moves from one cell to another: by root 2 of that, and not by 2.
 
     Raises:
         StudyError: `delta` is out of range.
     """
     _check_delta(delta)
-    return _replacement_epsilon(_group(mechanisms), delta)
+    moved = [replace(m, noise_multiplier=math.sqrt(2) * m.noise_multiplier) for m in counts]
+    return _replacement_epsilon(_group([*mechanisms, *moved]), delta)
 
 
 def renyi(mechanism: Mechanism, orders: tuple[float, ...]) -> tuple[float, ...]:

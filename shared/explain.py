@@ -1,54 +1,16 @@
-"""A study in plain words, for data-protection officers and coordinators, and the noise it means."""
+"""A study in plain words, for data-protection officers and coordinators."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import suppress
 
-from shared.accounting import (
-    Mechanism,
-    before_training,
-    calibrate,
-    default_delta,
-    stated_epsilon,
-)
+from shared.errors import StudyError
+from shared.explain_noise import score_targets, site_noise
 from shared.explain_remedies import remedies, subgroups_price
-from shared.metrics import scored_classes
 from shared.statistics import statistics_layout
 from shared.study import Study
 from shared.subgroups import subgroup_keys
-
-EXAMPLE_SITES = (100, 300, 1000, 3000)
-"""Training patients of the sites that the noise is shown for."""
-
-
-@dataclass(frozen=True)
-class SiteNoise:
-    """What the study's privacy means at a site of a given size.
-
-    Attributes:
-        patients: Training patients N.
-        delta: Delta the site's epsilon holds for.
-        epsilon: What the whole study costs a training patient at most: the study's, or less.
-        held_out_epsilon: The same for a held-out patient.
-        lot: Patients in a step, on average.
-        noise_multiplier: Sigma: noise over one patient's largest contribution.
-        noise_to_signal: Sigma over the lot: the noise in each weight's step, in units of the
-            largest step the lot could make if all its patients agreed.
-        count_noise: Standard deviation of the noise on each count of the score histograms, in
-            patients.
-        verdict: What this means for the site, in plain words.
-    """
-
-    patients: int
-    delta: float
-    epsilon: float
-    held_out_epsilon: float
-    lot: float
-    noise_multiplier: float
-    noise_to_signal: float
-    count_noise: float
-    verdict: str
 
 
 def explain_study(study: Study) -> list[str]:
@@ -61,71 +23,6 @@ def study_topics(study: Study) -> list[tuple[str, str]]:
     privacy = _privacy(study) if study.privacy.enabled else _no_privacy(study)
     switched_on = [(f"Remedy ({remedy.name})", remedy.text) for remedy in remedies(study)]
     return [*_task(study), *_course(study), *switched_on, *_traffic(study), *privacy]
-
-
-def site_noise(study: Study, patients: int) -> SiteNoise:
-    """Return the noise a site adds, calibrated as the site itself does.
-
-    Args:
-        study: A study with privacy enabled.
-        patients: The site's training patients N, at least 1.
-
-    Raises:
-        StudyError: No noise keeps the study's budget.
-    """
-    budget, delta = study.privacy.epsilon, _delta(study, patients)
-    rate = study.training.sampling_rate
-    sigma = training_noise(study, patients)
-    counted = calibrate(budget, delta, 1.0, study.evaluations)
-    training = Mechanism(sigma, rate, study.total_steps)
-    evaluation = Mechanism(counted, 1.0, study.evaluations)
-    return SiteNoise(
-        patients=patients,
-        delta=delta,
-        epsilon=stated_epsilon(budget, delta, training, before_training(study)),
-        held_out_epsilon=stated_epsilon(budget, delta, evaluation),
-        lot=rate * patients,
-        noise_multiplier=sigma,
-        noise_to_signal=sigma / (rate * patients),
-        # A held-out patient is in one bin of each target's histogram.
-        count_noise=math.sqrt(score_targets(study)) * counted,
-        verdict=verdict(sigma / (rate * patients), study.model.name),
-    )
-
-
-def training_noise(study: Study, patients: int) -> float:
-    """Return the noise multiplier of a site's training; see `site_noise`."""
-    rate, delta = study.training.sampling_rate, _delta(study, patients)
-    beside = before_training(study)
-    return calibrate(study.privacy.epsilon, delta, rate, study.total_steps, beside)
-
-
-MOSTLY_NOISE, NOISY, BEARABLE = 0.1, 0.06, 0.02
-"""Bounds of noise over signal; see `verdict`."""
-
-
-def verdict(noise_to_signal: float, model: str = "cnn") -> str:
-    """Return what a site's noise over signal means for its contribution, in plain words.
-
-    The bounds come from one site training a small cnn alone for 10 rounds on 100, 300 and 1000
-    chest radiographs of 28 pixels (PneumoniaMNIST), two settings, two or three seeds each. AUC
-    on validation images was .98 without noise, .97 at a ratio of .02, .92 to .96 at .04, .90 to
-    .95 at .06, .78 at .11, .67 at .13 and .5 at .3.
-    The linear model has a ninth of the cnn's weights; the length of the noise grows with their
-    root, so it bears three times as much.
-
-    Args:
-        noise_to_signal: As in `SiteNoise`.
-        model: Its name in the study.
-    """
-    noise_to_signal /= 3 if model == "linear" else 1
-    if noise_to_signal >= MOSTLY_NOISE:
-        return "will mostly contribute noise"
-    if noise_to_signal >= NOISY:
-        return "noisy: helps only together with larger sites"
-    if noise_to_signal >= BEARABLE:
-        return "bearable: learns, with a visible loss"
-    return "learns well: little is lost to noise"
 
 
 def certainty(epsilon: float, delta: float) -> float:
@@ -142,11 +39,6 @@ def parameters(study: Study) -> int:
     from shared.models import build_model
 
     return sum(p.numel() for p in build_model(study).parameters())
-
-
-def score_targets(study: Study) -> int:
-    """Return how many score histograms an evaluation has: one for two classes, else one each."""
-    return len(scored_classes(study))
 
 
 def _task(study: Study) -> list[tuple[str, str]]:
@@ -321,7 +213,7 @@ def _privacy(study: Study) -> list[tuple[str, str]]:
             "what leaves looks almost the same whether or not one patient was among the data. "
             "Someone who knows everything else and guesses whether that patient was is right at "
             f"most {_percent(right)} of the time, where a coin is right 50 %. Smaller is "
-            "stronger. Delta is a small chance that this bound does not hold.",
+            "stronger. Delta is a small chance that this bound does not hold." + _replaced(study),
         ),
         (
             "How it is done",
@@ -343,6 +235,14 @@ def _privacy(study: Study) -> list[tuple[str, str]]:
     ]
 
 
+def _replaced(study: Study) -> str:
+    """Return epsilon where a patient is replaced; nothing if no noise keeps the budget."""
+    with suppress(StudyError):
+        found = math.ceil(100 * site_noise(study, 1).replacement_epsilon) / 100
+        return f" If other data replaces a patient's, and not nothing, epsilon is {found:g}."
+    return ""
+
+
 def _no_privacy(study: Study) -> list[tuple[str, str]]:
     return [
         ("Privacy", f"NONE. {NO_PRIVACY}"),
@@ -362,10 +262,6 @@ NO_PRIVACY = (
     "real patients without another legal basis."
 )
 """What training without differential privacy means."""
-
-
-def _delta(study: Study, patients: int) -> float:
-    return default_delta(patients) if study.privacy.delta is None else study.privacy.delta
 
 
 def _percent(share: float) -> str:

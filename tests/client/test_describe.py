@@ -27,7 +27,7 @@ from client.spending import spending_report
 from client.statement import make_statement, sign_statement
 from shared import pki
 from shared.accounting import Mechanism, epsilon
-from shared.explain import site_noise
+from shared.explain_noise import site_noise
 from shared.protocol import Reply
 from shared.study import Study
 

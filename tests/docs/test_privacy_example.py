@@ -13,7 +13,8 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from shared.accounting import Mechanism, epsilon
-from shared.explain import certainty, site_noise
+from shared.explain import certainty
+from shared.explain_noise import site_noise
 from shared.study import parse_study
 
 PAGE = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()

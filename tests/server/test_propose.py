@@ -27,7 +27,7 @@ from server.propose import (
     study_name,
 )
 from shared.errors import StudyError
-from shared.explain import BEARABLE, training_noise, verdict
+from shared.explain_noise import BEARABLE, training_noise, verdict
 from shared.study import Study, load_study, parse_study
 
 

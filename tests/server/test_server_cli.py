@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from server.cli import app
 from shared.errors import ConsiliumError, CoordinatorError, StudyError
-from shared.explain import explain_study, site_noise
+from shared.explain import explain_study
+from shared.explain_noise import site_noise
 from shared.study import Study, load_study
 
 DATA = Path(__file__).parent.parent / "data"

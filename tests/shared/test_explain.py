@@ -8,19 +8,13 @@ from typing import Any
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.privacy_accountant import NeighboringRelation
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from shared.explain import (
-    certainty,
-    explain_study,
-    parameters,
-    score_targets,
-    site_noise,
-    study_topics,
-    verdict,
-)
+from shared.explain import certainty, explain_study, parameters, study_topics
+from shared.explain_noise import score_targets, site_noise, verdict
 from shared.models import initial_weights
 from shared.study import Study, parse_study
 
@@ -55,6 +49,34 @@ def test_the_noise_shown_keeps_the_budget_and_not_much_more() -> None:
     steps = 5 * (10 + 2)
     assert spent(noise.noise_multiplier, 0.2, steps, 1e-5) <= 3.0
     assert spent(noise.noise_multiplier * 0.98, 0.2, steps, 1e-5) > 3.0
+
+
+def test_epsilon_under_replacement_is_shown_beside_the_other() -> None:
+    study = make_study(privacy={"epsilon": 3.0})
+    noise = site_noise(study, 300)
+    event = PoissonSampledDpEvent(0.2, GaussianDpEvent(noise.noise_multiplier))
+    replaced = PLDAccountant(NeighboringRelation.REPLACE_ONE)
+    replaced.compose(SelfComposedDpEvent(event, 5 * (10 + 1)))
+    assert noise.replacement_epsilon == pytest.approx(replaced.get_epsilon(1e-5), rel=0.01)
+    assert noise.replacement_epsilon > noise.epsilon
+    shown = text_of(study, "What epsilon means").rpartition(" epsilon is ")[2]
+    assert noise.replacement_epsilon <= float(shown[:-1]) <= noise.replacement_epsilon + 0.01
+
+
+def test_a_held_out_patient_who_is_replaced_moves_one_count_to_another() -> None:
+    # So few steps of training that the scores cost more: 101 evaluations, each by root 2.
+    study = make_study(
+        training={"sampling_rate": 0.0001, "local_steps": 1}, federation={"rounds": 99}
+    )
+    noise = site_noise(study, 100_000)
+    shift = math.sqrt(2 * 101) / noise.count_noise
+
+    def delta(epsilon: float) -> float:
+        near, far = shift / 2 - epsilon / shift, -shift / 2 - epsilon / shift
+        return float(norm.cdf(near) - math.exp(epsilon) * norm.cdf(far))
+
+    found = noise.replacement_epsilon
+    assert delta(found) <= noise.delta <= delta(0.98 * found)
 
 
 def test_large_sites_get_a_smaller_delta_unless_the_study_fixes_it() -> None:

@@ -110,6 +110,9 @@ def test_the_report_says_what_is_charged_and_what_is_left(path: Path) -> None:
     study, lifetime = report.accounts
     assert (study.epsilon, study.budget, study.used) == (WHOLE, 8.0, WHOLE / 8)
     assert (lifetime.epsilon, lifetime.budget) == (10.0, 10.0)
+    # Whoever is replaced moves a sum of everybody by twice the clipping norm.
+    assert study.replacement == pytest.approx(epsilon([Mechanism(1.5, 1.0, 4)], 1e-5), rel=0.01)
+    assert lifetime.replacement is None
     # By hand: at order 3.5 four Gaussians of noise 3 cost 4 x 3.5 / (2 x 9), and epsilon 10 at
     # delta 1e-5 grants 10 - log(2.5 / 3.5) + (log 1e-5 + log 3.5) / 2.5 = 6.2324.
     assert lifetime.used == pytest.approx(0.77778 / 6.2324, rel=1e-3)

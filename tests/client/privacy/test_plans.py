@@ -14,7 +14,7 @@ from client.privacy.dpsgd import Grid, add_noise
 from client.privacy.plans import description_plan, evaluation_plan, training_plan
 from client.privacy.rounded_gaussian import LARGEST, at_least
 from shared.accounting import LEAST_NOISE, MOST_NOISE, Mechanism, before_training, epsilon
-from shared.explain import site_noise
+from shared.explain_noise import site_noise
 from shared.statistics import statistics_sensitivity
 from shared.study import Study
 from shared.subgroups import closing_sensitivity
