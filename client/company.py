@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from client.arithmetic import fixed_arithmetic
 from client.augment import NUMBERS_PER_VIEW, augment, is_active
 from client.privacy.dpsgd import Batch, per_image_gradients, weighted_loss
 from client.training import predict
@@ -99,7 +98,6 @@ def _rows(study: Study, n: int, generator: torch.Generator) -> torch.Tensor:
     return rows
 
 
-@fixed_arithmetic()
 def _gradients(
     model: nn.Module, rows: torch.Tensor, draws: torch.Tensor, study: Study, device: torch.device
 ) -> torch.Tensor:

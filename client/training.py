@@ -24,7 +24,6 @@ from shared.study import Study, Training
 log = logging.getLogger(__name__)
 
 
-@fixed_arithmetic()
 def train_round(
     model: nn.Module,
     patients: PatientSet,

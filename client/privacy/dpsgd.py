@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from client.arithmetic import fixed_arithmetic
 from client.privacy.rounded_gaussian import at_least
 from client.privacy.stream import RandomStream
 from shared.losses import Criterion
-from shared.models.layers import RowLinear, StandardisedConv2d
+from shared.models.layers import RowLinear, StandardisedConv2d, row_sums
 
 CROSS_ENTROPY = Criterion()
 HAIR = 2.0**-20
@@ -80,7 +81,10 @@ def weighted_loss(model: nn.Module, batch: Batch, loss: Criterion) -> torch.Tens
 
 @contextmanager
 def per_image_gradients(model: nn.Module) -> Iterator[nn.Module]:
-    """Let Opacus keep the gradient of every image in `parameter.grad_sample` meanwhile."""
+    """Let Opacus keep the gradient of every image in `parameter.grad_sample` meanwhile.
+
+    Inside, arithmetic is fixed (`client.arithmetic`): a gradient's bits are its image's alone.
+    """
     from opacus.grad_sample import GradSampleModule, register_grad_sampler
     from opacus.grad_sample.linear import compute_linear_grad_sample
 
@@ -88,7 +92,7 @@ def per_image_gradients(model: nn.Module) -> Iterator[nn.Module]:
     register_grad_sampler(RowLinear)(compute_linear_grad_sample)
     watched = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=True)
     try:
-        with warnings.catch_warnings():
+        with fixed_arithmetic(), warnings.catch_warnings():
             # The first layers' inputs need no gradient; Opacus does not use it either.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             yield watched
@@ -115,9 +119,10 @@ def standardised_conv_gradient(
     scaled = (backprops / norm.view(-1, 1, 1)).flatten(2)
     gradient = torch.bmm(scaled, patches.transpose(1, 2))
     w = weight.flatten(1)
-    along = (gradient * w).sum(dim=2, keepdim=True)
+    along = row_sums(gradient * w)[:, :, None]
+    mean = row_sums(gradient)[:, :, None] / gradient.shape[2]
     # The transposed Jacobian of w = c / n takes g to the centred (g - w <w, g>) / n.
-    gradient.sub_(along * w).sub_(gradient.mean(dim=2, keepdim=True))
+    gradient.sub_(along * w).sub_(mean)
     return {layer.weight: gradient.view(-1, *weight.shape)}
 
 
@@ -231,7 +236,7 @@ def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid:
     parts = math.ceil(len(gradients[0]) / ROWS)  # of like size, whatever the batch
     for some in zip(*(g.tensor_split(parts) for g in gradients), strict=True):
         rows = torch.cat(some, dim=1).double()
-        norm = torch.linalg.vector_norm(rows, dim=1)
+        norm = row_sums(rows.square()).sqrt()
         whole = rows.mul_((longest / norm).clamp(max=1 / grid.step)[:, None]).trunc_()
         kept = norm.isfinite() & within(whole, grid.radius)
         if not kept.all():

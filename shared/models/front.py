@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shared.models.layers import row_sums
+
 
 class SeesWavelets(nn.Module):
     """Base of models that see each image in wavelet channels, on half its side.
@@ -58,8 +60,8 @@ def contrast_channels(images: torch.Tensor) -> torch.Tensor:
     Returns:
         [b, 2 * channels, size, size].
     """
-    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
-    spread = (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-3).sqrt()
+    centred = images - _means(images)
+    spread = (_means(centred.square()) + 1e-3).sqrt()
     detail = images - _local_mean(images)
     local = (_local_mean(detail.square()) + 0.02).sqrt()
     return torch.cat([centred / spread, detail / local], dim=1)
@@ -88,6 +90,12 @@ def wavelet_channels(images: torch.Tensor) -> torch.Tensor:
 
 _DIRECTIONS, _OCTAVES = 8, 2
 WAVELET_CHANNELS = 2 + _DIRECTIONS * _OCTAVES
+
+
+def _means(images: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each image, [b, 1, 1, 1]."""
+    flat = images.flatten(1)
+    return (row_sums(flat) / flat.shape[1])[:, None, None, None]
 
 
 def _strength(x: torch.Tensor, octave: int) -> torch.Tensor:

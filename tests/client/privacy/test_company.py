@@ -23,6 +23,7 @@ from client.privacy.stream import OsStream
 from client.training import lot_batches, predict
 from shared.losses import make_loss
 from shared.models import MODELS, build_model
+from shared.models.layers import row_sums
 from shared.protocol import Statistics
 from shared.study import Study
 from simulations.seeded import SeededStream
@@ -288,3 +289,15 @@ def test_nor_does_it_move_others_scores() -> None:
         for who in (patients, without)
     ]
     assert np.linalg.norm(counts[0] - counts[1]) <= 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("numbers", [1, 3, 128, 2401, 3969, 24_001])
+def test_a_sum_does_not_depend_on_where_its_row_begins(numbers: int, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(numbers)
+    rows = torch.randn(7, numbers, generator=generator).to(device)
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4], device=device)
+    for width in (torch.float32, torch.float64):
+        wide = rows.to(width)
+        assert torch.equal(row_sums(wide)[order], row_sums(wide[order]))
+        assert torch.allclose(row_sums(wide).double(), rows.double().sum(dim=1), atol=1e-3)
