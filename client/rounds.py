@@ -11,6 +11,7 @@ from torch import nn
 from client.answers import answer, event, refuse, sent_event
 from client.approvals import Approval
 from client.audit import Event
+from client.company import check_company
 from client.describe import describe, keep_statistics, own_statistics
 from client.gate import check_update, load_model, split_control
 from client.hospital import Hospital, open_hospital
@@ -22,7 +23,7 @@ from client.privacy.ledger import Ledger
 from client.session import Job, Session
 from client.site import Policy, Site
 from client.terms import make_terms
-from client.training import pick_device
+from client.training import pick_device, rows_at_once
 from client.work import make_plans, take_part
 from shared.errors import ConsiliumError, PolicyRefusal, ProtocolError, SiteError
 from shared.heads import verify_head
@@ -158,6 +159,8 @@ def _accept(
     loss = make_loss(study, released) if plans.trains and model is not None else None
     state = hospital.local_states.before(request)
     if model is not None:
+        for rows in set(rows_at_once(study, plans.size, site.config.compute.physical_batch)):
+            check_company(study, device, rows)
         wear(model, state.norms)
         if request.task == "evaluate":
             check_tuning(hospital, ledger, plans.training, request, study, model)

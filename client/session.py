@@ -15,7 +15,7 @@ from client.privacy.ledger import Ledger
 from client.privacy.plans import Plan
 from client.privacy.stream import RandomStream
 from client.terms import Term
-from client.training import train_round
+from client.training import rows_at_once, train_round
 from client.work import Plans, Work
 from shared.losses import Criterion
 from shared.protocol import Request
@@ -56,6 +56,12 @@ class Job:
     plans: Plans
     device: torch.device
     stream: RandomStream
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows that are computed at once in training and in scoring."""
+        most = self.hospital.site.config.compute.physical_batch
+        return rows_at_once(self.study, self.plans.size, most)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Session(Job):
             round_number=round_number,
             stream=self.stream,
             device=self.device,
-            physical_batch=self.hospital.site.config.compute.physical_batch,
+            physical_batch=self.rows[0],
             loss=self.loss,
             terms=terms,
         )
@@ -117,6 +123,6 @@ class Session(Job):
             noise_multiplier=self.plans.evaluation.noise_multiplier,
             stream=self.stream,
             device=self.device,
-            physical_batch=self.hospital.site.config.compute.physical_batch,
+            physical_batch=self.rows[1],
             subgroups=subgroups and self.plans.subgroups,
         )

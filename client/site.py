@@ -124,7 +124,7 @@ class Compute(Section):
     """What of this machine training may use."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    physical_batch: int = Field(default=256, ge=1, le=65_536, description="images at once")
+    physical_batch: int = Field(default=64, ge=1, le=65_536, description="most images at once")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: all")
     decode_seconds: float = Field(default=20.0, gt=0, description="time limit for one file")
     decode_memory_mb: int = Field(default=1024, ge=128, description="memory limit of the decoder")

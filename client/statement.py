@@ -151,14 +151,20 @@ def _page(statement: Statement, text: str, signature: str) -> str:
     unit = f'<p class="none">{IMAGES_AS_PATIENTS}</p>' if images else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Privacy statement of {html.escape(statement.site)}</title>
 <style>
+:root {{ color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de; --bad: #b00020 }}
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e4e9ef; --paper: #171b21; --line: #39424d; --bad: #ffb4ab }}
+}}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1b1f24 }}
-table {{ border-collapse: collapse; width: 100%; margin: 1rem 0 }}
-th, td {{ text-align: right; padding: .35rem .6rem; border-bottom: 1px solid #d0d7de }}
+  color: var(--ink); background: var(--paper) }}
+.wide {{ overflow-x: auto; margin: 1rem 0 }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line) }}
 th:first-child, td:first-child {{ text-align: left }}
-.none {{ color: #b00020; font-weight: 600 }}
+.none {{ color: var(--bad); font-weight: 600 }}
 code {{ word-break: break-all; font-size: .8rem }}
 </style></head><body>
 <h1>Privacy statement of {html.escape(statement.site)}</h1>
@@ -222,7 +228,7 @@ def _plan_table(plans: tuple[PlanReport, ...], names: dict[str, str]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f"<table><tr>{top}</tr>\n{body}</table>"
+    return f'<div class="wide"><table><tr>{top}</tr>\n{body}</table></div>'
 
 
 def _name(digest: str, names: dict[str, str]) -> str:

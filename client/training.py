@@ -101,6 +101,25 @@ def train_round(
     model.to("cpu").eval().zero_grad(set_to_none=True)
 
 
+def rows_at_once(study: Study, size: int, most: int) -> tuple[int, int]:
+    """Return the rows of a batch in training and in scoring.
+
+    A power of two that holds the expected lot, or the expected held-out patients, with one image
+    each. It follows from what is declared, never from who is there, since blank rows fill up a
+    batch and its size may show in the last bits.
+
+    Args:
+        study: The plan.
+        size: Declared training patients.
+        most: What the site allows, `compute.physical_batch`.
+    """
+    plan, held_out = study.training, study.data.held_out
+    lot = plan.sampling_rate * size * (plan.augment.views if is_active(plan.augment) else 1)
+    scored = size * held_out / (1 - held_out)
+    trained, evaluated = (min(most, 2 ** math.ceil(math.log2(max(1, n)))) for n in (lot, scored))
+    return trained, evaluated
+
+
 def lot_batches(
     patients: PatientSet,
     lot: Lot,

@@ -13,7 +13,7 @@ from server.charts import Chart, draw, sample
 from server.files import write_atomically
 from server.history import Estimate, History, RoundRecord, number, read_history
 from server.markup import Html, element, join
-from server.report_curves import auc_chart, epsilon_chart
+from server.report_curves import auc_chart, epsilon_chart, lost_in_noise, too_few
 from server.report_style import STYLE
 from server.report_tables import (
     duration,
@@ -200,6 +200,8 @@ def _value(value: float | None) -> str:
 
 
 def _range(auc: Estimate) -> str:
+    if lost_in_noise(auc):
+        return "too few patients for the noise"
     if auc.value is None or auc.low is None or auc.high is None:
         return "on their held-out patients"
     return f"95 % interval {auc.low:.3f} to {auc.high:.3f}"
@@ -212,7 +214,10 @@ def _section(title: str, *content: Html) -> Html:
 def _curves(history: History) -> Html:
     closed = bool(history.rounds) and history.rounds[-1].closing
     caption = AUC_CAPTION + (" The last point is the released model." if closed else "")
-    auc = _figure_of(auc_chart(history), "AUC", caption)
+    few = too_few(history)
+    if few:
+        caption += f" Too few patients for the noise, so not drawn there: {', '.join(few)}."
+    auc = _figure_of(auc_chart(history), "AUC", caption, TOO_FEW if few else NOTHING)
     if history.study.privacy.enabled:
         spent = _figure_of(epsilon_chart(history), "Privacy spent", EPSILON_CAPTION)
     else:
@@ -221,6 +226,8 @@ def _curves(history: History) -> Html:
     return _section("Curves", element("div", auc, spent, class_="curves"))
 
 
+NOTHING = "Nothing is known yet."
+TOO_FEW = "Too few held-out patients for the noise: the AUC cannot be told from chance."
 AUC_CAPTION = (
     "Evaluated on patients held out at the hospitals, from noised counts of their scores. The band "
     "is the 95 % interval of all hospitals together and includes that noise."
@@ -232,10 +239,10 @@ EPSILON_CAPTION = (
 )
 
 
-def _figure_of(chart: Chart | None, title: str, caption: str) -> Html:
+def _figure_of(chart: Chart | None, title: str, caption: str, nothing: str = NOTHING) -> Html:
     if chart is None:
-        nothing = element("p", "Nothing is known yet.", class_="soft")
-        return element("figure", element("h3", title), nothing)
+        empty = element("p", nothing, class_="soft")
+        return element("figure", element("h3", title), empty)
     shown = sorted((line for line in chart.lines if line.points), key=lambda line: -line.width)
     legend = [element("li", Html(sample(line)), line.name) for line in shown]
     return element(

@@ -9,7 +9,10 @@ from server.charts import THIN, Axis, Chart, Line, Mark, Point, line_style, nice
 from server.history import Estimate, History, RoundRecord
 
 JOINT = "all hospitals"
-INK = "#000000"
+INK = "currentColor"
+WIDEST = 0.4
+"""Width of an interval of an AUC beyond which its middle says nothing, and only jumps about."""
+
 CROWD = 6
 """With more hospitals than this their curves are drawn paler, behind that of all together."""
 
@@ -18,7 +21,7 @@ def auc_chart(history: History) -> Chart | None:
     """Return the AUC after each round of training; None if none is known.
 
     A round's evaluation is of the model that went out in it, so round r is drawn at r - 1
-    rounds of training. A curve is broken where a value is missing.
+    rounds of training. A curve is broken where a value is missing, or lost in the noise.
     """
     rounds = {record.rounds_before: record for record in history.rounds}
     evaluated = [rounds[x] for x in sorted(rounds)]
@@ -29,9 +32,7 @@ def auc_chart(history: History) -> Chart | None:
     band = tuple(
         (record.rounds_before, record.auc.low, record.auc.high)
         for record in evaluated
-        if record.auc.value is not None
-        and record.auc.low is not None
-        and record.auc.high is not None
+        if _told(record.auc) and record.auc.low is not None and record.auc.high is not None
     )
     lines = (*sites, Line(JOINT, joint, INK, width=3.4, band=band))
     seen = [y for line in lines for _, y in _flat(line)] + [low for _, low, _ in band]
@@ -46,6 +47,15 @@ def auc_chart(history: History) -> Chart | None:
         lines=lines,
         marks=(Mark(0.5, "chance"),) if ticks[0] < 0.5 else (),
     )
+
+
+def too_few(history: History) -> list[str]:
+    """Return whose AUC is lost in the noise, in a round at least."""
+    found = [JOINT] if any(lost_in_noise(record.auc) for record in history.rounds) else []
+    for site in history.sites:
+        seen = (record.sites[site].auc for record in history.rounds if site in record.sites)
+        found += [site] if any(map(lost_in_noise, seen)) else []
+    return found
 
 
 def epsilon_chart(history: History) -> Chart | None:
@@ -70,6 +80,15 @@ def epsilon_chart(history: History) -> Chart | None:
         lines=lines,
         marks=tuple(Mark(b, f"budget {b:g}", left=True) for b in budgets),
     )
+
+
+def _told(auc: Estimate) -> bool:
+    return auc.value is not None and not lost_in_noise(auc)
+
+
+def lost_in_noise(auc: Estimate) -> bool:
+    """Tell whether an AUC was measured on too few patients for the noise on its counts."""
+    return auc.low is not None and auc.high is not None and auc.high - auc.low > WIDEST
 
 
 def _site_lines(
@@ -98,7 +117,7 @@ def _pieces(
     pieces: list[list[Point]] = []
     for record in rounds:
         estimate, x = auc(record), record.rounds_before
-        if estimate is None or estimate.value is None:
+        if estimate is None or estimate.value is None or not _told(estimate):
             continue
         if not pieces or x - pieces[-1][-1][0] > 1:
             pieces.append([])

@@ -1,8 +1,12 @@
-"""The look of the report: calm, light, readable in print and on a phone."""
+"""The look of the report: calm, readable by day and by night, in print and on a phone."""
 
 STYLE = """
-:root { --ink: #1b2430; --soft: #55606e; --line: #d5dbe3; --paper: #ffffff; --tint: #f5f7f9;
-  --alarm: #8c1510; --alarm-tint: #fdeceb; }
+:root { color-scheme: light dark; --ink: #1b2430; --soft: #55606e; --line: #d5dbe3;
+  --paper: #ffffff; --tint: #f5f7f9; --alarm: #8c1510; --alarm-tint: #fdeceb; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e4e9ef; --soft: #a3aebb; --line: #39424d; --paper: #171b21; --tint: #101318;
+    --alarm: #ffb4ab; --alarm-tint: #3a1613; }
+}
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--tint); color: var(--ink);
@@ -35,7 +39,7 @@ figure svg { width: 100%; height: auto; display: block; }
 svg text { font: 14px system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
   fill: var(--ink); }
 svg .tick { fill: var(--soft); }
-svg .grid { stroke: #e6eaef; }
+svg .grid { stroke: var(--line); stroke-opacity: .6; }
 svg .axis { stroke: var(--soft); }
 svg .mark { stroke: var(--soft); stroke-dasharray: 3 4; }
 svg text.mark { stroke: none; fill: var(--soft); }

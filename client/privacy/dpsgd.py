@@ -161,7 +161,7 @@ def clipped_sum(
             begun = [s[last].clone() for s in sums]
             for s in sums:
                 s[last] = 0
-        _add_clipped(total, sums, grid)
+        _add_clipped(total, sums, _at_once(len(batch.owner)), grid)
     return total
 
 
@@ -206,15 +206,17 @@ def _by_patient(
         begun: What the first patient has from earlier batches, [n] each; may be empty.
 
     Returns:
-        [b, n] each, the patients in the first rows and zeros in the others: always b rows, so
-        that clipping, too, is the same computation whoever is there.
+        [m, n] each, the patients in the first rows and zeros in the others: whole groups of
+        `_at_once`.
     """
     there = int((owner >= 0).sum())
     place = owner[:there] - owner[0]
     images = torch.bincount(place)
     if len(images) == len(owner) and not begun:
         return gradients
-    sums = [torch.zeros_like(g) for g in gradients]
+    group = _at_once(len(owner))
+    height = math.ceil(len(images) / group) * group
+    sums = [g.new_zeros(height, g.shape[1]) for g in gradients]
     for s, earlier in zip(sums, begun, strict=False):
         s[0] = earlier
     slot = torch.arange(there) - (images.cumsum(0) - images)[place]
@@ -226,15 +228,24 @@ def _by_patient(
     return sums
 
 
-def _add_clipped(total: list[torch.Tensor], gradients: list[torch.Tensor], grid: Grid) -> None:
-    """Add the clipped gradients of patients, [b, n] each, to the total, in place.
+def _at_once(batch: int) -> int:
+    """Return how many gradients are clipped at once: always as many, so it divides the batch.
+
+    What computes a row, in clipping too, must not depend on its place or on who is there.
+    """
+    return next(n for n in range(ROWS, 0, -1) if batch % n == 0)
+
+
+def _add_clipped(
+    total: list[torch.Tensor], gradients: list[torch.Tensor], group: int, grid: Grid
+) -> None:
+    """Add the clipped gradients of patients, [m, n] each, to the total, in place.
 
     In float64 the norm has an error below `HAIR`, and whole numbers of so few rows add up exactly.
     """
     longest = grid.radius * (1 - HAIR)
     sizes = [g.shape[1] for g in gradients]
-    parts = math.ceil(len(gradients[0]) / ROWS)  # of like size, whatever the batch
-    for some in zip(*(g.tensor_split(parts) for g in gradients), strict=True):
+    for some in zip(*(torch.split(g, group) for g in gradients), strict=True):
         rows = torch.cat(some, dim=1).double()
         norm = row_sums(rows.square()).sqrt()
         whole = rows.mul_((longest / norm).clamp(max=1 / grid.step)[:, None]).trunc_()

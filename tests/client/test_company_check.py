@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import shared.models
 from client.company import check_company
+from client.training import rows_at_once
 from shared.errors import PolicyRefusal
 from shared.models.cnn import Cnn
 from shared.study import Study
@@ -58,3 +61,33 @@ def test_a_layer_that_depends_on_the_place_is_found(monkeypatch: pytest.MonkeyPa
     assert refused.value.code == "policy-device"
     assert "threads" in refused.value.where
     check_company(study, CPU, 1)  # the remedy that always helps: nobody else is there
+
+
+def test_a_round_is_refused_before_the_cohort_is_opened(
+    ward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(shared.models.MODELS, "cnn", LastRowApart)
+    study = ward.study(model={"widths": (4, 20)})
+    ward.approve(study)
+    assert ward.code(ward.ask(study, 1)) == "policy-device"
+    assert ward.loads == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "views", "most", "expected"),
+    [
+        (1000, 0.1, 1, 64, (64, 64)),
+        (1000, 0.1, 1, 256, (128, 256)),
+        (100, 0.05, 1, 64, (8, 32)),
+        (100, 0.05, 3, 64, (16, 32)),
+        (64, 0.5, 1, 64, (32, 16)),
+        (1, 0.01, 1, 64, (1, 1)),
+        (1000, 0.1, 1, 7, (7, 7)),
+    ],
+)
+def test_the_rows_of_a_batch_follow_from_what_is_declared(
+    size: int, rate: float, views: int, most: int, expected: tuple[int, int]
+) -> None:
+    augment = {"views": views, "shift": 0.1}
+    study = make_study("cnn", training={"sampling_rate": rate, "augment": augment})
+    assert rows_at_once(study, size, most) == expected

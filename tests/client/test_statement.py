@@ -47,6 +47,10 @@ def test_the_page_is_self_contained_and_escapes_names(ward: Ward, statement: Sta
     page = sign_statement(statement, ward.home / "node.key")
     assert not re.search(r"(src|href)=|@import|url\(", page)
     assert page.count("</script>") == 1
+    # It fits a phone, and the night.
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+    assert page.count('<div class="wide"><table>') == page.count("<table>")
     assert "tiny &lt;study&gt;" in page
     assert ward.pseudonym("train-1") not in page
 

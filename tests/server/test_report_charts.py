@@ -109,3 +109,31 @@ def test_ticks_are_few_round_and_cover_the_range(
     assert all(math.isclose(step, steps[0], rel_tol=1e-3) for step in steps)
     assert round(steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-6), 3) in (1, 2, 5)
     assert not whole or steps[0] >= 1
+
+
+def test_an_auc_lost_in_the_noise_is_said_and_does_not_jump_about(run: Path) -> None:
+    lines = three_rounds()
+    for line, jumping in zip(lines, (0.1, 0.9, 0.2, 0.8), strict=True):
+        line["sites"]["Ashford"] |= {"auc": jumping, "auc_low": 0.0, "auc_high": 1.0}
+    page = page_of(make_run(run, make_study(), lines))
+    drawn = [y for curve in read_off(chart(page, "auc")) for _, y in curve]
+    assert len(read_off(chart(page, "auc"))) == 4  # two hospitals, and all with their band
+    assert min(drawn) > 0.5
+    assert "Too few patients for the noise, so not drawn there: Ashford." in page.text
+
+
+def test_a_run_of_too_few_patients_has_no_curve_but_the_reason(run: Path) -> None:
+    lines = three_rounds()
+    for line in lines:
+        for part in (line, *line["sites"].values()):
+            part |= {"auc": 0.99, "auc_low": 0.0, "auc_high": 1.0}
+    page = page_of(make_run(run, make_study(), lines))
+    assert "the AUC cannot be told from chance" in section(page, "Curves").text
+    assert "too few patients for the noise" in page.one("dl", **{"class": "figures"}).text
+
+
+def test_the_page_can_be_read_by_night_and_prints_by_day(run: Path) -> None:
+    style = page_of(run).one("style").text
+    assert "@media screen and (prefers-color-scheme: dark)" in style
+    # The line of all hospitals together has the colour of the letters.
+    assert 'stroke="currentColor"' in (run / "report.html").read_text()
