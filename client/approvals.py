@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from client.split_key import fingerprint, open_split_key
 from client.vault import sync_folder, write_atomic
 from shared.errors import PolicyRefusal, SiteError, StudyError
 from shared.study import Study, study_from_json
+
+log = logging.getLogger(__name__)
 
 MAX_OFFERS = 50
 """Offered studies kept: a server must not be able to fill the site's disk."""
@@ -288,6 +291,8 @@ class Approvals:
             SiteError: It is gone, is not the one that studies were approved under, or cannot be
                 used.
         """
+        if not self._site.split_key.exists() and self._site.ledger.exists():
+            log.warning("this home has no split key yet and gets one: add split.key to its backup")
         return open_split_key(self._site.split_key, self._split_key())
 
     def check_import(self, key: bytes) -> None:

@@ -81,15 +81,16 @@ def hospital_of(
 
 
 def ask(hospital: Hospital, study: Study, number: int, **more: Any) -> tuple[Reply, Update]:
+    tasks = {0: "describe", study.federation.rounds + 1: "evaluate"}
     asked = {
-        "task": "evaluate" if number > study.federation.rounds else "train",
+        "task": tasks.get(number, "train"),
         "run": "run-1",
         "study_digest": study.digest,
         "study": study.canonical(),
         "round": number,
     }
     request = Request.model_validate(asked | more)
-    return handle(hospital, request, initial_weights(study))
+    return handle(hospital, request, initial_weights(study) if number else {})
 
 
 def assert_same_to_the_end(one: Hospital, other: Hospital, study: Study) -> None:
@@ -134,6 +135,15 @@ def test_whether_anybody_is_held_out_does_not_show(pair: Pair, held_out: int) ->
 def test_a_site_that_lost_its_last_patient_sends_noise(pair: Pair) -> None:
     study = plan()
     assert_same_to_the_end(*pair(trained(1, study), [], study), study)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_statistics_of_few_or_nobody_are_of_the_same_form(pair: Pair, left: int) -> None:
+    study = plan(training={"loss": {"name": "class-balanced"}})
+    rows = trained(left + 1, study)
+    one, other = pair(rows, rows[:left], study)
+    assert_alike(ask(one, study, 0), ask(other, study, 0))
+    assert_same_to_the_end(one, other, study)
 
 
 def test_a_row_that_cannot_be_used_does_not_show_where_none_may_be_set_aside(pair: Pair) -> None:

@@ -39,9 +39,13 @@ def key_command(site: Site, name: str, *words: str) -> Result:
     return CliRunner().invoke(app, command)
 
 
-def test_a_home_of_an_earlier_release_gets_a_key_of_its_own_once(tmp_path: Path) -> None:
+def test_a_home_of_an_earlier_release_gets_a_key_of_its_own_once_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     one, other = make_site(tmp_path / "one"), make_site(tmp_path / "other")
+    one.ledger.touch()
     keys = [Approvals(site).open_split_key() for site in (one, other, one)]
+    assert len([line for line in caplog.messages if "add split.key to its backup" in line]) == 1
     assert keys[0] == keys[2]
     assert keys[0] != keys[1]
     assert stat.S_IMODE(one.split_key.stat().st_mode) == 0o600
