@@ -34,6 +34,10 @@ Patients = Annotated[
 ]
 
 
+ABOUT = 1000
+"""Patients a study is explained for where the site has not said how many it has."""
+
+
 @app.command()
 def init(
     home: Home,
@@ -121,11 +125,15 @@ def studies(home: Home) -> None:
 def show(home: Home, digest: Digest) -> None:
     """Explain a study in plain words, before anybody approves it."""
     from client.approvals import Approvals
+    from client.hospital import open_hospital
+    from client.outlook import outlook
     from shared.explain import explain_study
 
     site = load_site(home)
     study = _known(Approvals(site), digest)
     for line in explain_study(study):
+        typer.echo(line)
+    for line in outlook(open_hospital(home), study, site.config.data.patients or ABOUT):
         typer.echo(line)
     _warn(site, study, site.config.data.patients)
 
@@ -149,7 +157,9 @@ def approve(
     """
     from client.approvals import Approvals, declared_size
     from client.data.cohort import load_cohort
+    from client.hospital import open_hospital
     from client.judge import check_accepted, check_size, exact_scores
+    from client.outlook import outlook
 
     site = load_site(home)
     approvals, policy = Approvals(site), site.config.policy
@@ -163,6 +173,8 @@ def approve(
     approvals.check(study, size)
     accepted = check_accepted(cohort, study, policy, accept or [])
     exact = exact_scores(policy, study, cohort.held_out)
+    for line in outlook(open_hospital(home), study, size, cohort):
+        typer.echo(line)
     note(site, "study-approved", by, study.digest, patients=size, accepted=accepted)
     approvals.approve_study(study, by, size, exact=exact)
     typer.echo(f"Approved {study.name} ({study.digest}), declaring {size} patients.")
@@ -194,7 +206,9 @@ def data(
     from client.approvals import declared_size
     from client.data.cohort import load_cohort
     from client.data.report import describe_report
+    from client.hospital import open_hospital
     from client.judge import doubts
+    from client.outlook import outlook
     from shared.study import load_study
 
     site, plan = load_site(home), load_study(study)
@@ -204,6 +218,8 @@ def data(
     for doubt in doubts(cohort, plan, site.config.policy):
         typer.echo(f"Your policy asks for more ({doubt.condition}): {doubt.what}.")
     if cohort.patients:
+        for line in outlook(open_hospital(home), plan, declared_size(cohort.patients), cohort):
+            typer.echo(line)
         typer.echo(f"To approve it, declare about {declared_size(cohort.patients)} patients.")
 
 

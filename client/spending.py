@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from client.privacy.account import Limits, allowance, best_order, bound, divergence
+from client.privacy.account import Limits, allowance, best_order, bound, divergence, part_of
 from client.privacy.budget import account_orders
 from client.privacy.chain import Entry, Purpose
 from client.privacy.groups import (
@@ -201,13 +201,12 @@ def _lifetime_accounts(
 
 def _lifetime_account(own: Collection[Charge], order: float, limits: Limits) -> Account:
     spent, granted = divergence(own, order), allowance(limits, order)
-    used = spent / granted if granted else float(spent > 0)
     over = spent > granted
     return Account(
         study="",
         patients=0,
         epsilon=bound(spent, order, limits.delta) if over else limits.epsilon,
-        used=used,
+        used=part_of(spent, granted),
         budget=limits.epsilon,
         delta=limits.delta,
         unprotected=tuple(sorted(bare(own))),

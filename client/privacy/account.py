@@ -64,6 +64,11 @@ def divergence(charges: Collection[Charge], order: float) -> float:
     return math.fsum(c.uses * c.plan.costs[at] for c in charges if c.plan.noise_multiplier)
 
 
+def part_of(divergence: float, allowance: float) -> float:
+    """Return which part of an allowance is taken: over 1 if more than all of it, 1 of none."""
+    return divergence / allowance if allowance else float(divergence > 0)
+
+
 def affords(charges: Collection[Charge], order: float, limits: Limits) -> bool:
     """Tell whether a patient's account, kept at an order, has room for all these charges."""
     room = divergence(charges, order) <= allowance(limits, order)

@@ -12,8 +12,8 @@ from typing import Self
 
 from client.privacy.account import Limits
 from client.privacy.anchor import Anchor
-from client.privacy.budget import RECOVERED, Wanted, check_uses, decide, rounds_on
-from client.privacy.chain import PRIVATE, Entry, Kind, Purpose
+from client.privacy.budget import Wanted, check_uses, decide, rounds_on
+from client.privacy.chain import PRIVATE, Entry, Purpose
 from client.privacy.groups import (
     EVERYONE,
     Key,
@@ -22,9 +22,17 @@ from client.privacy.groups import (
     joined,
     key_of,
     plans_of,
-    uses_of,
 )
-from client.privacy.ledger_store import Clock, LedgerStore, Transaction, hold
+from client.privacy.ledger_entries import (
+    adopt_head,
+    all_plans,
+    fix_plan,
+    head_note,
+    name_patients,
+    use_plan,
+    use_up,
+)
+from client.privacy.ledger_store import Clock, LedgerStore, hold
 from client.privacy.plans import Plan
 from client.vault import Vault
 from shared.errors import PolicyRefusal
@@ -181,14 +189,15 @@ class Ledger:
         with self._store.transaction() as held:
             opted_out = held.opted_out()
             here = [
-                Wanted(_fix(held, use.plan), use.patients.difference(opted_out)) for use in wanted
+                Wanted(fix_plan(held, use.plan), use.patients.difference(opted_out))
+                for use in wanted
             ]
             for decision in decide(held.entries, held.members(), here, limits):
                 if decision.joins:
                     order = f"{decision.order:g}"
-                    _name(held, "join", decision.plan, decision.patients, order)
+                    name_patients(held, "join", decision.plan, decision.patients, order)
                 else:
-                    _name(held, "leave-out", decision.plan, decision.patients)
+                    name_patients(held, "leave-out", decision.plan, decision.patients)
             have = joined(held.entries, held.members())
         return {use.plan.purpose: _of(have, use) for use in here}
 
@@ -217,11 +226,11 @@ class Ledger:
             LedgerError: Nothing could be written, and nothing was used.
         """
         with self._store.transaction() as held:
-            uses = [(_fix(held, plan), count) for plan, count in wanted]
+            uses = [(fix_plan(held, plan), count) for plan, count in wanted]
             for plan, count in uses:
                 check_uses(held.entries, plan, count, run, round_number)
             made = Entry(kind="reserve", run=run, round=round_number, attempt=attempt)
-            return tuple(_use(held, plan, replace(made, uses=count)) for plan, count in uses)
+            return tuple(use_plan(held, plan, replace(made, uses=count)) for plan, count in uses)
 
     def has_reserved(self, reservations: Sequence[int], run: str, round_number: int) -> bool:
         """Tell whether all these reservations are here, and of this round."""
@@ -326,46 +335,11 @@ class Ledger:
             known = confirmed.entries if confirmed and _has(held.entries, confirmed) else 0
             ended = closed_studies([e for e in held.entries if e.number <= known])
             for head in lost or (None,):
-                _adopt(held, head)
-            for plan in _all_plans(held, plans):
+                adopt_head(held, head)
+            for plan in all_plans(held, plans):
                 if plan.study not in ended:
-                    _use_up(held, plan)
+                    use_up(held, plan)
         self.claim(None, ())
-
-
-def _adopt(held: Transaction, lost: LedgerHead | None) -> None:
-    """Note that the loss of a head is charged for; later entries are numbered past it."""
-    entry = Entry(kind="adopt", note=_note(lost) if lost else "")
-    last = held.entries[-1]
-    past = lost.entries + 1 + last.hidden if lost else 0
-    held.append(replace(entry, seq=max(past, last.seq + 1)))
-
-
-def _fix(held: Transaction, plan: Plan) -> Plan:
-    """Append a plan, unless the study has one for the purpose, and return the one that holds."""
-    fixed = plans_of(held.entries).get(key_of(plan))
-    return fixed or Plan.of_entry(held.append(plan.entry()))
-
-
-def _use(held: Transaction, plan: Plan, entry: Entry) -> int:
-    """Append a reservation of a plan, and return its number."""
-    made = replace(
-        entry,
-        study=plan.study,
-        purpose=plan.purpose,
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=entry.uses * plan.steps,
-    )
-    return held.append(made).number
-
-
-def _name(
-    held: Transaction, kind: Kind, plan: Plan, patients: frozenset[str], note: str = ""
-) -> None:
-    """Append a private entry on patients and a plan."""
-    named = Entry(kind=kind, study=plan.study, purpose=plan.purpose, note=note)
-    held.append(replace(named, cohort=held.add_cohort(patients)))
 
 
 def _of(have: Mapping[Key, frozenset[str]], use: Wanted) -> frozenset[str]:
@@ -374,38 +348,14 @@ def _of(have: Mapping[Key, frozenset[str]], use: Wanted) -> frozenset[str]:
     return use.patients if EVERYONE in patients else use.patients & patients
 
 
-def _all_plans(held: Transaction, given: Sequence[Plan]) -> list[Plan]:
-    """Return the plans in the ledger and those given, of several versions what costs most."""
-    found = plans_of(held.entries)
-    others: dict[Key, Plan] = {}
-    for plan in given:
-        key = key_of(plan)
-        others[key] = others.get(key, plan).or_costlier(plan)
-    return list((others | found).values())
-
-
-def _use_up(held: Transaction, plan: Plan) -> None:
-    """Let everyone join a plan, and leave it no use."""
-    _fix(held, plan)
-    if EVERYONE not in joined(held.entries, held.members()).get(key_of(plan), ()):
-        _name(held, "join", plan, frozenset({EVERYONE}))
-    left = plan.uses - uses_of(held.entries, *key_of(plan))
-    if left > 0:
-        _use(held, plan, Entry(kind="reserve", run=RECOVERED, uses=left))
-
-
 def _has(entries: Sequence[Entry], head: LedgerHead | None) -> bool:
     """Tell whether a head is in the chain, or its loss was charged for."""
     return head is not None and any(
         (e.number, e.hash) == (head.entries, head.hash)
-        or (e.kind == "adopt" and e.note == _note(head))
+        or (e.kind == "adopt" and e.note == head_note(head))
         for e in entries
     )
 
 
 def _studies(entries: Sequence[Entry]) -> frozenset[str]:
     return frozenset(e.study for e in entries if e.kind == "plan")
-
-
-def _note(head: LedgerHead) -> str:
-    return f"{head.entries}:{head.hash}"

@@ -13,7 +13,7 @@ from client.audit import AuditLog
 from client.cli import app
 from client.hospital import open_hospital
 from client.site import load_site
-from shared.errors import ConsiliumError, SiteError
+from shared.errors import ConsiliumError, PolicyRefusal, SiteError
 from shared.study import Study
 
 TABLE: dict[str, Any] = {
@@ -167,10 +167,21 @@ def test_the_privacy_report_says_where_images_count_as_patients(
     assert said == (setting == "image-is-patient")
 
 
+def confirmed(home: Path) -> Path:
+    """The same home, of which the server has confirmed a head."""
+    with open_hospital(home).ledger() as ledger:
+        ledger.check_head(ledger.head())
+    return home
+
+
 def kinds(home: Path) -> list[str]:
     """What a person decided in the ledger, and which studies are approved."""
     with open_hospital(home).ledger() as ledger:
-        acts = [entry.kind for entry in ledger.entries()[1:]]
+        acts: list[str] = [entry.kind for entry in ledger.entries()[1:]]
+        try:
+            ledger.check_head(None)
+        except PolicyRefusal:
+            acts.append("the server must say what it knows")
     return acts + [f"approved {it.study.name}" for it in Approvals(load_site(home)).approved()]
 
 
@@ -179,6 +190,7 @@ ACTS = {
     "study-revoked": ("revoke", STUDY.digest[:8]),
     "patient-opted-out": ("opt-out", "4711"),
     "clock-accepted": ("ledger", "accept-clock"),
+    "server-accepted": ("ledger", "accept-server"),
     "study-closed": ("ledger", "close-study", STUDY.digest),
 }
 
@@ -192,7 +204,7 @@ def decide(home: Path, event: str, by: str) -> Result:
 
 @pytest.mark.parametrize("event", ACTS)
 def test_what_a_person_decides_holds_and_is_noted_with_the_name(tmp_path: Path, event: str) -> None:
-    home = home_with(tmp_path, "")
+    home = confirmed(home_with(tmp_path, ""))
     before = kinds(home)
     name = "Jörg 'Ø' Ward, data protection".ljust(200, ".")
     assert decide(home, event, name).exit_code == 0
@@ -206,7 +218,7 @@ def test_what_a_person_decides_holds_and_is_noted_with_the_name(tmp_path: Path, 
 def test_nothing_a_person_decides_holds_without_a_line_in_the_audit_log(
     tmp_path: Path, event: str
 ) -> None:
-    home = home_with(tmp_path, "")
+    home = confirmed(home_with(tmp_path, ""))
     (home / "audit.jsonl").mkdir()
     before = kinds(home)
     error = decide(home, event, "Dr. A").exception
