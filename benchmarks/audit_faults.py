@@ -49,7 +49,7 @@ from simulations.audit.low_bits import count_bits, training_bits
 from simulations.seeded import SeededStream
 
 evaluate = Session.evaluate
-COINS = 30  # for an enemy to notice a fault
+COINS = 40  # for an enemy to notice a fault
 UNCLIPPED = 1000.0  # larger than any patient's gradient here, and the largest a study allows
 
 

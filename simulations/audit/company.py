@@ -22,7 +22,7 @@ from simulations.audit.verdict import Verdict, gaussian_chance
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 COLUMNS, UNITS, PHYSICAL_BATCH = 256, 64, 64
-SIZE = 80  # patients that are declared
+SIZE = 1000  # patients that are declared: enough for batches as large as the site allows
 
 
 @dataclass(frozen=True)
