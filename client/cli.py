@@ -76,20 +76,26 @@ def start(
 
 
 @app.command()
-def check(home: Home) -> None:
-    """Check the settings, the keys and the way to the server."""
-    from client.approvals import Approvals
-    from client.node import check_server
-    from client.split_key import fingerprint
-    from client.vault import Vault
+def doctor(
+    home: Home,
+    data: Annotated[
+        bool, typer.Option(help="read the data of each approved study, as a round would")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Check all that a round needs, with a remedy for each problem; exit 0 if one would work."""
+    from client.doctor import examine
 
-    site = load_site(home)
-    Vault.open(site.vault_key)
-    split = fingerprint(Approvals(site).open_split_key())
-    typer.echo(f"site.toml: valid; vault key, split key ({split}): present and private")
-    address = site.config.server.address
-    check_server(address, site.resolve(site.config.server.ca))
-    typer.echo(f"server {address}: reached over TLS, certificate of the coordinator's authority")
+    verdict = examine(load_site(home), data=data)
+    if as_json:
+        typer.echo(verdict.model_dump_json(indent=1))
+    else:
+        for it in verdict.findings:
+            typer.echo(f"{it.level:<8} {it.check}: {it.found}")
+            if it.remedy:
+                typer.echo(f"         -> {it.remedy}")
+        typer.echo("A round would work." if verdict.ready else "No round would work yet.")
+    raise typer.Exit(0 if verdict.ready else 1)
 
 
 @app.command("renew-key")

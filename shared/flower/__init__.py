@@ -17,7 +17,10 @@ QUIET = {
 """Environment of every Flower process: nothing is reported or fetched; tasks start promptly."""
 
 os.environ.update(QUIET)
-for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-    # A node connects to the one address a person wrote down, and processes of one machine to
-    # each other: never by way of whatever the environment names.
+
+PROXIES = tuple(sorted(name for name in os.environ if name.lower().endswith("_proxy")))
+"""Variables that named a proxy. A node connects to the one address a person wrote down, and
+processes of one machine to each other: never by way of whatever the environment names."""
+
+for _name in PROXIES:
     del os.environ[_name]

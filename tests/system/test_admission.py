@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -122,3 +123,19 @@ def test_a_node_killed_within_a_round_is_asked_again_and_answers(federation: Fed
 
 def sent(federation: Federation) -> list[object]:
     return [event for event in federation.events("r") if event["event"] == "site-sent"]
+
+
+def test_the_doctor_finds_a_site_ready_and_then_revoked(federation: Federation) -> None:
+    site = federation.add_site(start=False)
+    command = [CONSILIUM, "site", "doctor", "--home", str(site.home), "--json"]
+    ready = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ready.returncode == 0, ready.stdout
+    checks = {it["check"]: it["level"] for it in json.loads(ready.stdout)["findings"]}
+    assert {checks[name] for name in ("server", "certificate", "enrolment", "clock")} == {"good"}
+    revoke = [CONSILIUM, "server", "revoke", "--home", str(federation.home.path)]
+    subprocess.run([*revoke, site.config.name], check=True, stdout=subprocess.DEVNULL)
+    revoked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert revoked.returncode == 1
+    findings = {it["check"]: it for it in json.loads(revoked.stdout)["findings"]}
+    assert findings["enrolment"]["level"] == "problem"
+    assert "node.pub" in findings["enrolment"]["remedy"]
