@@ -116,7 +116,13 @@ def make_patients(study: Study, n: int) -> PatientSet:
     return PatientSet(images, owner, labels, tuple(f"{i:064x}" for i in range(n)))
 
 
-def step(name: str, device: torch.device, patients: int, batch: int) -> Callable[[], torch.Tensor]:
+def step(
+    name: str,
+    device: torch.device,
+    patients: int,
+    batch: int,
+    width: torch.dtype = torch.float32,
+) -> Callable[[], torch.Tensor]:
     """Return the private part of a step on all patients, up to the noise."""
     study = make_study(name, clip=0.1)
     model, everyone = build_model(study), make_patients(study, patients)
@@ -124,7 +130,7 @@ def step(name: str, device: torch.device, patients: int, batch: int) -> Callable
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    model.to(device).train()
+    model.to(device, width).train()
     lot = draw_lot(SeededStream(1), everyone.image_patient, patients, 1.0, 2)
 
     def run() -> torch.Tensor:
@@ -137,10 +143,13 @@ def step(name: str, device: torch.device, patients: int, batch: int) -> Callable
 
 
 def compare() -> dict[str, float]:
-    """Return how far the sum on CUDA is from the CPU's, relative to its length."""
+    """Return how far the sum on CUDA is from the CPU's, relative to its length.
+
+    In float64: in float32 two maxima of a pooling may change places, which moves a whole gradient.
+    """
     apart = {}
     for name in MODELS:
-        mine, theirs = step(name, CUDA, 12, 8)(), step(name, CPU, 12, 8)()
+        mine, theirs = (step(name, at, 12, 8, torch.float64)() for at in (CUDA, CPU))
         apart[name] = float((mine - theirs).norm() / theirs.norm())
     return apart
 
@@ -212,7 +221,7 @@ def main() -> None:
         out.write_text(json.dumps(record, indent=1) + "\n")  # what there is, if time runs out
         print(name, json.dumps(record[name])[:2000], flush=True)
     sound = not record["rows"]["wrong"] and record["tests"]["passed"]
-    sys.exit(0 if sound and max(record["apart"].values()) < 1e-3 else 1)
+    sys.exit(0 if sound and max(record["apart"].values()) < 1e-5 else 1)
 
 
 if __name__ == "__main__":
