@@ -61,6 +61,7 @@ from pydicom.uid import (
 )
 
 from client.data.frames import frame_count, read_frame, transfer_syntax
+from client.data.pixels import FAULTS
 from client.data.worker import DecodeWorker
 from client.site import Compute
 from shared.study import Input
@@ -213,7 +214,7 @@ def compare_into(answer: Connection, path: str) -> None:
     warnings.simplefilter("ignore")
     try:
         answer.send(comparison(dcmread(path, force=True)))
-    except Exception as error:  # noqa: BLE001 - whatever the second decoder raises
+    except FAULTS as error:
         answer.send(f"second decoder refuses: {type(error).__name__}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.pixels.processing import convert_color_space
 from pydicom.uid import (
@@ -175,8 +175,9 @@ def frame_count(dataset: Dataset) -> int:
 def _compressed(dataset: Dataset, index: int, syntax: UID, colour: str) -> Frame:
     decoder, plugin = _codec(syntax)
     bits, lossy = int(dataset.BitsAllocated), False
+    stream = _stream(dataset, index)
     if syntax not in RLETransferSyntaxes:
-        header = read_stream_header(_stream(dataset, index))
+        header = read_stream_header(stream)
         _require_agreement(header, dataset)
         colour, bits, lossy = _true_colour(header, colour), header.bits, header.lossy
     told = "YBR_FULL" if colour.startswith("YBR") else colour
@@ -222,7 +223,10 @@ def _codec(syntax: UID) -> tuple[Decoder, str]:
 
 
 def _stream(dataset: Dataset, index: int) -> bytes:
-    """Return the compressed bytes of one frame."""
+    """Return the compressed bytes of one frame, where as many are listed as the header says."""
+    listed = parse_basic_offsets(dataset.PixelData)
+    if listed and len(listed) != frame_count(dataset):
+        raise Unusable(Reason.CONTRADICTORY)
     offsets = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
     return get_frame(
         dataset.PixelData,

@@ -25,6 +25,7 @@ from client.data.kinds import kind_of
 from client.data.lookup import palette_colours
 from client.data.reasons import Reason, Unusable
 from client.data.resize import fit
+from client.data.text import plain
 from shared.study import Input
 
 Planes = npt.NDArray[np.float32]
@@ -127,7 +128,7 @@ def decode(
     try:
         also = [*["PatientID"] * want_patient, *chain(*(ATTRIBUTES[name] for name in groupings))]
         dataset = _read(stream, [*TAGS, *also])
-        patient = str(dataset.get("PatientID") or "").strip()
+        patient = plain(str(dataset.get("PatientID") or ""))
         return _image(dataset, spec), patient, image_cells(dataset, groupings)
     except MemoryError:
         raise Unusable(Reason.TOO_LARGE) from None

@@ -137,8 +137,11 @@ def test_red_green_and_blue_labelled_luma_and_chroma_are_not_believed(syntax):
 def test_coarse_chroma_is_no_green_and_blue():
     smooth = np.repeat(np.repeat(BARS[::14, ::14], 14, 0), 14, 1)
     stream = jpeg(smooth, marker=False, subsampling=2, quality=100)
-    content = encapsulated(smooth, stream, JPEGBaseline8Bit)
-    assert np.abs(image(content, channels=3) - image(build_dicom(smooth), channels=3)).mean() < 0.1
+    shown = image(encapsulated(smooth, stream, JPEGBaseline8Bit), channels=3)
+    label = {"PhotometricInterpretation": "YBR_FULL_422"}
+    labelled = encapsulated(smooth, stream, JPEGBaseline8Bit, **label)
+    assert np.array_equal(shown, image(labelled, channels=3))
+    assert np.abs(shown - image(build_dicom(smooth), channels=3)).mean() < 0.1
 
 
 def test_a_stream_of_rgb_stays_so():
@@ -186,6 +189,15 @@ def test_a_stream_of_more_bits_or_other_samples_is_not_believed():
 def test_pixels_many_times_longer_than_the_picture_are_not_believed(times, dtype):
     dataset = make_dataset(blob(1).astype(dtype))
     dataset.PixelData *= times
+    assert why_not(written(dataset)) == "contradictory"
+
+
+@pytest.mark.parametrize("stated", [1, 2, 4])
+def test_another_number_of_compressed_frames_than_the_header_says_is_not_believed(stated):
+    dataset = make_dataset(np.stack([TWO] * 3), JPEGBaseline8Bit, frames=3)
+    dataset.PixelData = encapsulate([jpeg(TWO)] * 3)
+    assert why_not(written(dataset)) == ""
+    dataset.NumberOfFrames = stated
     assert why_not(written(dataset)) == "contradictory"
 
 

@@ -224,6 +224,12 @@ def test_no_tag_but_pixels_and_what_they_mean_has_any_effect(dicom, ramp):
     assert decode(io.BytesIO(told), FULL, want_patient=True)[1] == "ill-7"
 
 
+def test_the_patients_id_is_what_the_eye_sees(dicom, ramp):
+    for said in ("4711", " 4711 ", "4711\u00ad"):
+        content = dicom(ramp, PatientID=said, SpecificCharacterSet="ISO_IR 192")
+        assert decode(io.BytesIO(content), FULL, want_patient=True)[1] == "4711"
+
+
 def test_hopeless_files_have_their_reasons(dicom, ramp):
     assert reason(b"") == Reason.NOT_DICOM
     assert reason(b"%PDF-1.4" * 100) == Reason.NOT_DICOM
