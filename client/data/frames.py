@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,9 @@ PLUGINS = {
 
 SECOND_OPINION = (JPEGBaseline8Bit, JPEGExtended12Bit)
 """Syntaxes that Pillow reads too, with libjpeg-turbo."""
+
+CODEC_COPIES = 7
+"""Times a decoded frame that codecs and pydicom need to decode it, measured."""
 
 ROUNDING = 2
 """Levels that decoders of lossy JPEG may be apart."""
@@ -180,6 +185,7 @@ def _compressed(dataset: Dataset, index: int, syntax: UID, colour: str) -> Frame
         header = read_stream_header(stream)
         _require_agreement(header, dataset)
         colour, bits, lossy = _true_colour(header, colour), header.bits, header.lossy
+    _require_memory(dataset)
     told = "YBR_FULL" if colour.startswith("YBR") else colour
     options: Any = {**AS_STORED, "decoding_plugin": plugin, "photometric_interpretation": told}
     try:
@@ -249,6 +255,18 @@ def _require_agreement(header: StreamHeader, dataset: Dataset) -> None:
         raise Unusable(Reason.CONTRADICTORY)
     if header.bits > int(dataset.BitsAllocated):
         raise Unusable(Reason.CONTRADICTORY)
+
+
+def _require_memory(dataset: Dataset) -> None:
+    """Refuse a picture too large to decode before a codec finds out by crashing."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    samples = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel)
+    needed = CODEC_COPIES * samples * int(dataset.BitsAllocated) // 8
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if needed > limit - used:
+        raise Unusable(Reason.TOO_LARGE)
 
 
 def _true_colour(header: StreamHeader, colour: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_kit import blob, build_dicom, transcoded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
@@ -114,6 +115,20 @@ def test_a_decompression_bomb_is_too_large_and_the_next_file_is_fine(bomb, good)
         assert process.decode(good).reason is None
         assert process.decode(bomb).reason == Reason.TOO_LARGE
         assert process.decode(good).reason is None
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    ["JPEG2000Lossless", "JPEGLosslessProcess14_1", "RLELossless", "JPEGLSLossless"],
+)
+def test_a_picture_too_large_for_its_codec_is_no_damage_and_no_crash(tmp_path, syntax):
+    pixels = np.kron(blob(1, size=64, high=3500), np.ones((48, 48), np.uint16))
+    (tmp_path / "large.dcm").write_bytes(transcoded(build_dicom(pixels), syntax))
+    path = str(tmp_path / "large.dcm")
+    with worker(memory_mb=80) as process:
+        assert process.decode(path).reason == Reason.TOO_LARGE
+    with worker(memory_mb=400) as process:
+        assert process.decode(path).reason is None
 
 
 def test_an_endless_file_is_killed_and_the_next_file_is_fine(endless, good):
