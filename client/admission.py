@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ONLINE_SECONDS = 90.0
 """How long a server may count a node as online that was killed: a minute, and some."""
 
+CONTACT = "contact"
+"""File of the home whose age is that of the last contact with the server."""
+
 AGAIN_SECONDS = 3.0
 """Between two attempts to be admitted."""
 

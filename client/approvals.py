@@ -82,17 +82,26 @@ class Approvals:
         self._approved = site.studies / "approved"
         self._revoked = site.studies / "revoked"
         self._site = site
+        self._declined = site.studies / "declined"
         self._last_day = site.config.policy.approvals_expire
 
     def require(self, digest: str, today: date) -> Approval:
         """Return the approval of a digest, with the site's own copy of the study.
 
         Raises:
-            PolicyRefusal: `study-not-approved`: nobody approved it, or approvals have expired.
+            PolicyRefusal: `study-not-approved`: nobody approved it, or approvals have expired;
+                `study-declined`: a person said no.
             SiteError: The approval's file was damaged.
             StudyError: The study is of an earlier format.
         """
         self.refuse_outdated(digest)
+        if not self.is_approved(digest) and (self._declined / digest).exists():
+            raise PolicyRefusal(
+                "study-declined",
+                "a person at the site has declined this study",
+                f"study {digest[:12]}",
+                "Nothing is to be done; approving it takes that back",
+            )
         if not self.is_approved(digest):
             raise PolicyRefusal(
                 "study-not-approved",
@@ -130,7 +139,7 @@ class Approvals:
         if study.digest != digest:
             raise StudyError("the study is not the one of the digest", f"study {digest[:12]}")
         path = self._offered / f"{digest}.json"
-        if path.exists() or len(list(self._offered.glob("*.json"))) >= MAX_OFFERS:
+        if path.exists() or len(self.offered()) >= MAX_OFFERS:
             return False
         write_atomic(path, study.canonical().encode())
         return True
@@ -244,12 +253,29 @@ class Approvals:
         sync_folder(self._revoked)
         sync_folder(self._approved)
 
+    def decline(self, digest: str) -> None:
+        """Say no to an offered study: it no longer waits, and the server is told.
+
+        Raises:
+            SiteError: No such study was offered.
+        """
+        self.find_offer(digest)
+        write_atomic(self._declined / digest, b"")
+
     def discard(self, digest: str) -> None:
-        """Drop an offered study."""
+        """Drop an offered study, declined or not."""
         (self._offered / f"{digest}.json").unlink(missing_ok=True)
+        (self._declined / digest).unlink(missing_ok=True)
 
     def offered(self) -> list[Study]:
         """Return the studies that wait for a decision, by name."""
+        return [study for study in self._offers() if not (self._declined / study.digest).exists()]
+
+    def declined(self) -> list[Study]:
+        """Return the offered studies that a person has declined, by name."""
+        return [study for study in self._offers() if (self._declined / study.digest).exists()]
+
+    def _offers(self) -> list[Study]:
         files = [path for path in self._offered.glob("*.json") if not read_outdated(path)]
         studies = [study_from_json(p.read_text(encoding="utf-8"), str(p)) for p in files]
         return sorted(studies, key=lambda study: (study.name, study.digest))
@@ -265,7 +291,7 @@ class Approvals:
     def plans(self) -> dict[str, Study]:
         """Return every study of this format whose plan the site holds, by digest."""
         decided = [approval.study for approval in self._decided()]
-        return {study.digest: study for study in (*self.offered(), *decided)}
+        return {study.digest: study for study in (*self._offers(), *decided)}
 
     def outdated(self) -> list[Outdated]:
         """Return the studies of an earlier format, whatever was decided on them, by name."""

@@ -29,6 +29,7 @@ LATER = ("accepted",)
 EventName = Literal[
     "study-offered",
     "study-approved",
+    "study-declined",
     "study-revoked",
     "round-started",
     "round-refused",

@@ -98,6 +98,41 @@ def doctor(
     raise typer.Exit(0 if verdict.ready else 1)
 
 
+@app.command()
+def status(
+    home: Home,
+    watch: Annotated[bool, typer.Option("--watch", help="show it until Ctrl-C")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Show what the node does, what waits for a person, and what went wrong last."""
+    import time
+
+    from client.status import describe_status, read_status
+
+    site = load_site(home)
+    while True:
+        now = read_status(site)
+        if watch:
+            typer.clear()
+        typer.echo(now.model_dump_json(indent=1) if as_json else "\n".join(describe_status(now)))
+        if not watch:
+            return
+        time.sleep(2)
+
+
+@app.command()
+def decline(home: Home, digest: Digest, by: By) -> None:
+    """Say no to an offered study: it leaves the list, and the coordinator is told so."""
+    from client.approvals import Approvals
+
+    site = load_site(home)
+    approvals = Approvals(site)
+    whole = _whole(digest, [study.digest for study in approvals.offered()])
+    note(site, "study-declined", by, whole)
+    approvals.decline(whole)
+    typer.echo(f"Declined {whole}. To take that back, approve it.")
+
+
 @app.command("renew-key")
 def renew_key(home: Home) -> None:
     """Make the node a new key; it connects with it once the coordinator has taken it."""
@@ -116,6 +151,8 @@ def studies(home: Home) -> None:
     approvals = Approvals(load_site(home))
     for study in approvals.offered():
         typer.echo(f"offered   {study.digest[:12]}  {study.name}")
+    for study in approvals.declined():
+        typer.echo(f"declined  {study.digest[:12]}  {study.name}")
     for state, decided in (("approved", approvals.approved()), ("revoked ", approvals.revoked())):
         for approval in decided:
             typer.echo(
@@ -170,7 +207,8 @@ def approve(
     site = load_site(home)
     approvals, policy = Approvals(site), site.config.policy
     outdated = [study.digest for study in approvals.outdated()]
-    whole = _whole(digest, [each.digest for each in approvals.offered()] + outdated)
+    offers = [*approvals.offered(), *approvals.declined()]
+    whole = _whole(digest, [each.digest for each in offers] + outdated)
     approvals.refuse_outdated(whole)
     study = approvals.find_offer(whole)
     cohort = load_cohort(site, study)

@@ -8,7 +8,7 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client.admission import only_node, wait_to_enter, why_not
+from client.admission import CONTACT, only_node, wait_to_enter, why_not
 from client.keys import keep_name_with_key
 from client.process import forbid_core_dumps
 from client.site import Site
@@ -56,6 +56,7 @@ def _run(site: Site, port: int) -> None:
         key=site.node_key,
         port=port or free_port(),
         executor="client.executor",
+        on_contact=(site.home / CONTACT).touch,
     )
 
     def refused(run: int, reason: str) -> None:

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 REFUSALS = {
     "study-not-approved": "nobody there has approved the study",
+    "study-declined": "a person there has declined the study",
     "study-invalid": "the plan that arrived is not the approved one",
     "policy-epsilon": "its policy allows less epsilon",
     "policy-delta": "its policy asks for a smaller delta",

@@ -26,6 +26,7 @@ MAX_TOLD = 500
 
 RefusalCode = Literal[
     "study-not-approved",  # no human at the site has approved this digest (or it expired)
+    "study-declined",  # a human at the site has said no to it
     "study-invalid",  # the plan that came along is not valid or not the one of the digest
     "policy-epsilon",  # the study's epsilon exceeds what the policy grants
     "policy-delta",

@@ -37,6 +37,7 @@ class NodeSettings:
         key: The node's private key (OpenSSH EC P-384).
         port: Loopback port of the node's own runtime API.
         executor: Module that runs the node's tasks (see `shared.flower.executor`).
+        on_contact: Called whenever the server has answered, about once a second.
     """
 
     home: Path
@@ -45,6 +46,7 @@ class NodeSettings:
     key: Path
     port: int
     executor: str
+    on_contact: Callable[[], None] = lambda: None
 
 
 def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> None:
@@ -70,7 +72,7 @@ def run_node(settings: NodeSettings, on_refusal: Callable[[int, str], None]) -> 
     # By name: the packages re-export functions under the modules' own names.
     cli: Any = import_module("flwr.supernode.cli.flower_supernode")
     supernode: Any = import_module("flwr.supernode.start_client_internal")
-    guard = _Guard(on_refusal)
+    guard = _Guard(on_refusal, settings.on_contact)
     supernode.grpc_request_response = guard.wrap(supernode.grpc_request_response)
     factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     config = cli.SuperNodeLifespanConfig(
@@ -173,12 +175,14 @@ class _Guard:
     digest of the installed release. Whatever signatures the server sent are thrown away.
     """
 
-    def __init__(self, on_refusal: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, on_refusal: Callable[[int, str], None], on_contact: Callable[[], None]
+    ) -> None:
         from cryptography.hazmat.primitives.asymmetric import ed25519
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         self._key = ed25519.Ed25519PrivateKey.generate()
-        self._on_refusal = on_refusal
+        self._on_refusal, self._on_contact = on_refusal, on_contact
         self._foreign_tasks: set[int] = set()
         public = self._key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         self.trusted_entities = {"consilium": public.decode()}
@@ -192,7 +196,7 @@ class _Guard:
                 node, receive, send, get_run, get_fab, *rest = connection
                 yield (
                     node,
-                    lambda: _ask_often(receive),
+                    lambda: _ask_often(receive, self._on_contact),
                     send,
                     lambda run_id: self.check_run(run_id, get_run(run_id)),
                     lambda digest, run_id: self.check_bundle(run_id, get_fab(digest, run_id)),
@@ -230,10 +234,12 @@ class _Guard:
         return replace(fab, verifications={})
 
 
-def _ask_often(receive: Callable[[], Any]) -> Any:
+def _ask_often(receive: Callable[[], Any], on_contact: Callable[[], None]) -> Any:
     """Ask for a message each second for a while; Flower itself asks every three seconds."""
     for _ in range(15):
-        if (received := receive()) is not None:
+        received = receive()
+        on_contact()
+        if received is not None:
             return received
         time.sleep(1)
     return None

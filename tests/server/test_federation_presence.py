@@ -232,3 +232,14 @@ def test_a_site_that_refuses_does_not_stand_for_one_that_would_take_part(world) 
     world.sites[3].online = lambda time: not 60 < time < 110
     world.run()
     assert world.states(2) == {"Ashford": "update", "Brook": "refused", "Castle": "update"}
+
+
+def test_a_site_that_has_declined_is_not_waited_for(world) -> None:
+    class Declined(world.plain_site):
+        def answer(self, request, weights, time):
+            return self.refuse(request, "study-declined")
+
+    world.sites[3] = Declined(4.0)
+    world.run()
+    assert world.states(1)["Castle"] == "refused"
+    assert world.time.time < 60  # `start_deadline`, for which one that has not decided is awaited
