@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +91,23 @@ def test_the_size_that_is_declared_is_rounded_and_told(
     hospital = open_hospital(home)
     (line,) = AuditLog(hospital.site.audit_log, hospital.vault).lines()
     assert line.patients == declared
+
+
+@pytest.mark.parametrize(("typed", "declared"), [("\n", 60), ("53\n", 53)])
+def test_at_a_terminal_the_size_is_asked_for_and_the_number_found_is_proposed(
+    tmp_path: Path, typed: str, declared: int
+) -> None:
+    home = home_with(tmp_path, "")
+    consilium = str(Path(sys.executable).with_name("consilium"))
+    words = ["site", "approve", STUDY.digest, "--home", str(home), "--by", "Dr. A"]
+    ours, theirs = pty.openpty()
+    os.write(ours, typed.encode())
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "rb") as terminal:
+        done = subprocess.run(
+            [consilium, *words], stdin=terminal, capture_output=True, text=True, check=True
+        )
+    assert "[60]" in done.stdout + done.stderr
+    assert f"declaring {declared} patients" in done.stdout
 
 
 @pytest.mark.parametrize(
