@@ -6,8 +6,8 @@ Each child process answers requests the way a node does, on a tiny model and ran
 notes, in a file of its own, the round and attempt it draws the first random number for, which is
 the moment private data begins to be used. The parent kills it at a random moment, and compares:
 for each round and attempt that was begun, the ledger must hold a reservation of that very round
-and attempt, for training and for evaluation; its chain must be whole; and the next start must
-answer the same request without hand work.
+and attempt, for training and for evaluation, and charge every patient of both; its chain must be
+whole; and the next start must answer the same request without hand work.
 
 Every other kill is aimed at the moments after the answer was kept for the server: before the
 ledger's commit, or after it and before the server has the answer. Then the next start must send
@@ -38,6 +38,7 @@ from common import write_results
 from client.data.cohort import Cohort, PatientSet
 from client.data.report import DataReport
 from client.hospital import Hospital, utc_now
+from client.privacy.groups import joined
 from client.privacy.stream import OsStream
 from client.rounds import handle
 from client.site import Site, SiteConfig
@@ -49,6 +50,9 @@ from shared.study import Study
 RUN = "kills"
 READS = 3
 """Readings of the clock between keeping an answer and giving it to the server."""
+
+CHARGED = {"train": 24, "evaluate": 6}
+"""Patients of both sides, whom the first round charges for the whole study."""
 
 STUDY = Study.model_validate(
     {
@@ -77,7 +81,7 @@ def make_hospital(home: Path) -> Hospital:
     home.mkdir()
     vault = Vault.open(home / "vault.key")
     hospital = Hospital(Site(home, config), vault, load_cohort=lambda site, study: cohort(vault))
-    hospital.approvals.approve_study(STUDY, "the benchmark")
+    hospital.approvals.approve_study(STUDY, "the benchmark", 30)
     return hospital
 
 
@@ -101,7 +105,7 @@ def cohort(vault: Vault) -> Cohort:
             torch.arange(n) % 2,
             tuple(sorted(vault.pseudonym(f"{n}-{i}") for i in range(n))),
         )
-        for n in (24, 6)
+        for n in CHARGED.values()
     ]
     return Cohort(sets[0], sets[1], report)
 
@@ -224,20 +228,23 @@ class Record:
     Attributes:
         reserved: Rounds and attempts, each with its purpose, and how often each was charged.
         committed: Rounds of which something was committed.
+        charged: How many patients are charged, by purpose.
     """
 
     reserved: Counter[tuple[str, str]]
     committed: frozenset[int]
+    charged: dict[str, int]
 
 
 def recorded(hospital: Hospital) -> Record:
     """Open the ledger, which verifies it, and read what it holds."""
     with hospital.ledger() as ledger:
-        ledger.members()
+        taken = joined(ledger.entries(), ledger.members())
         entries = [e for e in ledger.entries() if e.run == RUN]
     return Record(
         Counter((f"{e.round} {e.attempt}", e.purpose) for e in entries if e.kind == "reserve"),
         frozenset(e.round for e in entries if e.kind == "commit"),
+        {purpose: len(patients) for (_, purpose), patients in taken.items()},
     )
 
 
@@ -269,6 +276,7 @@ def kill_once(hospital: Hospital, folder: Path, seconds: float | None) -> Counte
     after = lines(folder / "delivered")
     found = {
         "every_spend_was_reserved": not unpaid(begun, record.reserved),
+        "every_patient_was_charged": record.charged == CHARGED,
         "next_start_worked": len(after) == done + 1,
         "kept_answer_was_sent_again": (after[done:] == ["resent"]) == was_kept,
         "killed_between_keeping_and_commit": was_kept and not was_committed,
@@ -309,7 +317,12 @@ def main() -> int:
         options.out.write_text(json.dumps(result))
     else:
         write_results("ledger_kills", f"python benchmarks/ledger_kills.py {options.kills}", result)
-    must_hold = ("every_spend_was_reserved", "next_start_worked", "kept_answer_was_sent_again")
+    must_hold = (
+        "every_spend_was_reserved",
+        "every_patient_was_charged",
+        "next_start_worked",
+        "kept_answer_was_sent_again",
+    )
     return 0 if all(total[name] == options.kills for name in must_hold) else 1
 
 

@@ -21,7 +21,7 @@ REFUSALS = {
     "policy-rounds": "its policy allows fewer rounds a day",
     "policy-device": "its policy on devices or hours",
     "policy-evaluation": "its policy on evaluation",
-    "budget-exhausted": "its privacy budget is used up",
+    "budget-exhausted": "it has no round left in this study",
     "ledger-rollback": "its ledger is older than the server remembers",
     "ledger-invalid": "its ledger is damaged or cannot be written",
     "bundle-refused": "the program sent is not its own release",

@@ -33,7 +33,7 @@ RefusalCode = Literal[
     "policy-rounds",  # more rounds a day than allowed, personal ones included
     "policy-device",  # memory, device or hours
     "policy-evaluation",
-    "budget-exhausted",  # the ledger has no budget (or no spare round) left
+    "budget-exhausted",  # the plan has no round (or no spare one) left, or the study was closed
     "ledger-rollback",  # the ledger is older than the one the server countersigned
     "ledger-invalid",
     "bundle-refused",

@@ -50,6 +50,7 @@ def test_killed_in_mid_round_every_spend_is_on_record_and_the_next_start_works(
     result = json.loads(out.read_text())
     assert result["kills"] == 10
     assert result["every_spend_was_reserved"] == 10
+    assert result["every_patient_was_charged"] == 10
     assert result["next_start_worked"] == 10
     assert result["kept_answer_was_sent_again"] == 10
     assert result["updates_sent_again_instead_of_retrained"] >= 5, "half of the kills are aimed"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from client.privacy.account import Limits, allowance
+from client.privacy.anchor import read_anchor
 from client.privacy.budget import Wanted
 from client.privacy.groups import EVERYONE, charges_of, joined
 from client.privacy.ledger import Ledger
@@ -61,6 +62,9 @@ class Ledgers(RuleBasedStateMachine):
         if upgraded:
             self.out = {VAULT.pseudonym("P-03")}
             assert self.ledger.opted_out() == self.out
+            anchor = read_anchor(self.path, VAULT)
+            assert anchor is not None
+            self.known = self.sent = anchor.confirmed
         self.backup()
 
     def teardown(self) -> None:
