@@ -64,6 +64,25 @@ def start(
 
 
 @app.command()
+def renew(
+    home: Home,
+    host: Annotated[
+        list[str] | None, typer.Option(help="name or address to add; repeatable")
+    ] = None,
+    ca_key: Annotated[
+        Path | None, typer.Option(help="the authority's key, if it is not in the home")
+    ] = None,
+) -> None:
+    """Make the server a new certificate; a running server takes it, and no hospital is touched."""
+    from shared.pki import certificate_end, renew_server_certificate
+
+    path = ServerHome(home).path
+    hosts = renew_server_certificate(path, host or [], ca_key or path / "ca.key")
+    end = certificate_end((path / "server.pem").read_bytes())
+    typer.echo(f"New certificate for {', '.join(hosts)}, valid until {end:%Y-%m-%d}.")
+
+
+@app.command()
 def invite(
     home: Home,
     address: Annotated[str, typer.Option(help="host:port hospitals connect to")],

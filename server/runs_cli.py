@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from server.home import ServerHome
 from server.link import LOG
@@ -18,6 +21,8 @@ from server.operate import Home
 from shared.errors import CoordinatorError
 
 app = typer.Typer()
+
+Run = Annotated[str, typer.Argument(help="name of the run")]
 
 ASK_SECONDS = 2.0
 """Between two questions whether a run's process still lives."""
@@ -49,20 +54,54 @@ def run(
 
 
 @app.command()
-def resume(home: Home, name: Annotated[str, typer.Argument(help="name of the run")]) -> None:
+def resume(home: Home, name: Run) -> None:
     """Continue a run from its last checkpoint, for instance after a crash of the server."""
-    from server.standing import start_run
+    from server.standing import release, start_run
 
     server = ServerHome(home)
-    if not (server.run_folder(name) / "study.json").exists():
-        raise CoordinatorError("there is no such run", name, "See the folder runs/")
+    release(server, name)
     started = time.time()
     start_run(server, name)
     _follow(server, name, started)
 
 
 @app.command()
-def watch(home: Home, name: Annotated[str, typer.Argument(help="name of the run")]) -> None:
+def pause(home: Home, name: Run) -> None:
+    """Halt a run until `resume`; the round in progress is asked for again then."""
+    from server.standing import halt
+
+    halt(ServerHome(home), name, "paused")
+    typer.echo(f"Run {name} is paused. Go on with: consilium server resume {name}")
+
+
+@app.command()
+def stop(home: Home, name: Run) -> None:
+    """End a run for good; what it has so far stays in its folder."""
+    from server.standing import halt
+
+    halt(ServerHome(home), name, "stopped")
+    typer.echo(f"Run {name} is stopped. What its hospitals have spent stays spent.")
+
+
+@app.command()
+def runs(
+    home: Home, as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False
+) -> None:
+    """List all runs and how each stands."""
+    from server.standing import all_runs
+
+    found = all_runs(ServerHome(home))
+    if as_json:
+        typer.echo(json.dumps([{"run": n, **asdict(it)} for n, it in found.items()], indent=1))
+        return
+    table = Table("run", "stands", "rounds done", "last event")
+    for name, it in found.items():
+        table.add_row(Text(name), it.state, str(it.round), it.time[:19])
+    Console().print(table)
+
+
+@app.command()
+def watch(home: Home, name: Run) -> None:
     """Follow a run: rounds, AUC, each hospital's state and privacy."""
     _follow(ServerHome(home), name)
 
@@ -80,11 +119,10 @@ def _follow(server: ServerHome, name: str, since: float = 0.0) -> None:
         CoordinatorError: There is no such run, or nothing works on it for a minute.
     """
     from server.live import LiveView
+    from server.standing import existing, standing
     from shared.study import study_from_json
 
-    folder = server.run_folder(name)
-    if not folder.is_dir():
-        raise CoordinatorError("there is no such run", name, "See the folder runs/")
+    folder = existing(server, name)
     study = study_from_json((folder / "study.json").read_text(), str(folder / "study.json"))
     names = list(json.loads((folder / "sites.json").read_text()).values())
     now = time.monotonic()
@@ -96,6 +134,9 @@ def _follow(server: ServerHome, name: str, since: float = 0.0) -> None:
                 if since and now > next_ask:
                     idle, next_ask = _why_idle(server, name), now + ASK_SECONDS
                     give_up = give_up if idle else now + START_SECONDS
+                if idle and (state := standing(folder).state) in ("paused", "stopped"):
+                    typer.echo(f"The run is {state}.")
+                    return
                 if now > give_up:
                     raise CoordinatorError(
                         f"nothing works on the run: {idle}",

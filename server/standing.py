@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from server.files import write_atomically
-from server.history import parse_line
+from server.history import parse_line, words
 from server.home import ServerHome
 from server.link import control
 from shared.errors import CoordinatorError
@@ -25,7 +25,10 @@ SITES = "sites.json"
 _PROCESS = "process.json"
 """File of a run with Flower's id of the process that last worked on it."""
 
-State = Literal["new", "open", "failed", "finished"]
+_HELD = "held.json"
+"""File of a run that a person has halted: "paused" or "stopped"."""
+
+State = Literal["new", "open", "paused", "stopped", "failed", "finished"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,18 @@ class Standing:
     """How a run stands.
 
     Attributes:
-        state: "new": never begun; "open": begun, and not ended by itself; "failed": a person
-            has something to settle first; "finished": released.
+        state: "new": never begun; "open": begun, and not ended by itself; "paused", "stopped":
+            halted by a person, until taken up again or for good; "failed": a person has
+            something to settle first; "finished": released.
         starts: How often it was begun since a round was last finished.
+        round: The newest round that was finished.
+        time: When something last happened, ISO 8601; empty: nothing has.
     """
 
     state: State
     starts: int = 0
+    round: int = 0
+    time: str = ""
 
 
 def standing(folder: Path) -> Standing:
@@ -50,25 +58,77 @@ def standing(folder: Path) -> Standing:
         lines = []
     # One that was started and has written nothing yet is open too.
     state: State = "new" if process_of(folder) is None else "open"
-    starts = 0
+    starts, number, time = 0, 0, ""
     for event in filter(None, map(parse_line, lines)):
+        time = words(event.get("time")) or time
         match event.get("event"):
             case "run-started":
                 state, starts = "open", starts + 1
             case "round-finished":
-                starts = 0
+                starts, number = 0, event.get("round") or number
             case "run-failed":
                 state, starts = "failed", 0
             case "run-finished":
                 state, starts = "finished", 0
-    return Standing(state, starts)
+    if state in ("new", "open", "failed"):
+        state = _held(folder) or state
+    return Standing(state, starts, number, time)
+
+
+def all_runs(home: ServerHome) -> dict[str, Standing]:
+    """Return every run, by name."""
+    folders = sorted(path for path in (home.path / "runs").glob("*") if path.is_dir())
+    return {folder.name: standing(folder) for folder in folders}
 
 
 def open_runs(home: ServerHome) -> dict[str, Standing]:
     """Return the runs that were begun and have not ended by themselves, by name."""
-    folders = sorted(path for path in (home.path / "runs").glob("*") if path.is_dir())
-    found = {folder.name: standing(folder) for folder in folders}
-    return {name: it for name, it in found.items() if it.state == "open"}
+    return {name: it for name, it in all_runs(home).items() if it.state == "open"}
+
+
+def halt(home: ServerHome, name: str, state: Literal["paused", "stopped"]) -> None:
+    """End the process of a run, and let the server leave it alone.
+
+    Raises:
+        CoordinatorError: There is no such run, it is over, or the server does not answer.
+    """
+    folder = existing(home, name)
+    if (now := standing(folder).state) in ("finished", "stopped"):
+        raise CoordinatorError(f"the run is {now}", name, "Nothing is to be done")
+    write_atomically(folder / _HELD, json.dumps({"state": state}).encode())
+    forget_process(home, name)
+
+
+def release(home: ServerHome, name: str) -> None:
+    """Let a paused run go on.
+
+    Raises:
+        CoordinatorError: There is no such run, or it was stopped for good.
+    """
+    folder = existing(home, name)
+    if _held(folder) == "stopped":
+        raise CoordinatorError("the run was stopped for good", name, "Start a new one")
+    (folder / _HELD).unlink(missing_ok=True)
+
+
+def existing(home: ServerHome, name: str) -> Path:
+    """Return the folder of a run that there is.
+
+    Raises:
+        CoordinatorError: There is none.
+    """
+    folder = home.run_folder(name)
+    if not (folder / "study.json").exists():
+        raise CoordinatorError("there is no such run", name, "`consilium server runs` lists them")
+    return folder
+
+
+def _held(folder: Path) -> Literal["paused", "stopped"] | None:
+    try:
+        state = json.loads((folder / _HELD).read_bytes())["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return "stopped" if state == "stopped" else "paused"
 
 
 def start_run(home: ServerHome, name: str) -> int:

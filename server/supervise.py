@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 
@@ -14,9 +15,15 @@ from server.link import LOG, Start, start_executor, start_link
 from server.standing import MOST_STARTS, forget_process, open_runs, process_of, start_run
 from shared.errors import CoordinatorError
 from shared.logs import LogFile, frame
+from shared.pki import certificate_end
 
 LOOK_SECONDS = 2.0
 """Between two looks at the processes and runs."""
+
+WARN_DAYS = 30
+"""Days before the certificate's end from which on it is warned of, once a day."""
+
+DAY = 86400.0
 
 SHORT_LIFE = 60.0
 """Seconds; a process that ends sooner, time and again, is started again later and later."""
@@ -60,6 +67,11 @@ class Child:
             except CoordinatorError as error:
                 self._wait(now, f"could not be started: {error}")
 
+    def restart(self) -> None:
+        """End the process, and start it again at the next look, which says so."""
+        self.stop()
+        self._process, self._again = None, 0.0
+
     def stop(self) -> None:
         """End the process: first politely, then for certain."""
         if self._process is None:
@@ -76,6 +88,32 @@ class Child:
         self._pause = 1.0 if lived > SHORT_LIFE else min(2 * self._pause + 1, LONGEST_PAUSE)
         self._again = now + self._pause
         self._say(f"{self._name} {why}; it is started again in {self._pause:.0f} s")
+
+
+class Certificate:
+    """The server's certificate: notices a new one, and warns of the end of an old one.
+
+    Args:
+        home: The server's home.
+        say: Told once a day when it ends soon.
+    """
+
+    def __init__(self, home: ServerHome, say: Callable[[str], None]) -> None:
+        self._path, self._say = home.path / "server.pem", say
+        self._changed, self._next = self._path.stat().st_mtime_ns, 0.0
+
+    def is_new(self) -> bool:
+        """Tell whether it was replaced since the last look."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + DAY
+            days = (certificate_end(self._path.read_bytes()) - datetime.now(UTC)).days
+            if days < WARN_DAYS:
+                self._say(
+                    f"the server's certificate ends in {days} days; make a new one: "
+                    "`consilium server renew`"
+                )
+        before, self._changed = self._changed, self._path.stat().st_mtime_ns
+        return before != self._changed
 
 
 class OpenRuns:
@@ -140,7 +178,10 @@ def run_server(home: ServerHome, *, take_up: bool, show: Callable[[str], None]) 
             forget_process(home, name)
         runs = OpenRuns(home, say, set() if take_up else set(left))
         say(f"Ready: hospitals can connect to {home.settings.fleet}")
+        certificate = Certificate(home, say)
         while True:
+            if certificate.is_new():
+                children[0].restart()
             for child in children:
                 child.look()
             runs.look()

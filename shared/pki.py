@@ -5,6 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -130,6 +133,50 @@ def _alternative(host: str) -> x509.GeneralName:
             "this is neither a host name nor an address", host, "Give it without port and scheme"
         )
     return x509.DNSName(host)
+
+
+def renew_server_certificate(folder: Path, more: Sequence[str], authority: Path) -> list[str]:
+    """Replace `server.pem` and `server.key` by new ones of the same authority.
+
+    Hospitals trust the authority, so nothing changes for them.
+
+    Args:
+        folder: The server's home, with `ca.pem` and the old certificate.
+        more: Names and addresses to add to those of the old one.
+        authority: File of the authority's private key.
+
+    Returns:
+        What the new one is for.
+
+    Raises:
+        CoordinatorError: The authority's key is not there, or is not the authority's.
+    """
+    hosts = list(dict.fromkeys([*certificate_hosts((folder / "server.pem").read_bytes()), *more]))
+    try:
+        key = load_pem_private_key(authority.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise CoordinatorError(
+            f"cannot read the authority's key: {getattr(error, 'strerror', None) or error}",
+            str(authority),
+            "Bring ca.key back from where you keep it: --ca-key FILE",
+        ) from None
+    trusted = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    if key.public_key() != trusted.public_key():
+        raise CoordinatorError("this is another authority's key", str(authority), "Take ca.key")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as name:
+        draft = Path(name)
+        shutil.copy(authority, draft / "ca.key")
+        shutil.copy(folder / "ca.pem", draft / "ca.pem")
+        issue_server_certificate(draft, hosts)
+        # The certificate last: it is what a running server looks at.
+        for file in ("server.key", "server.pem"):
+            (draft / file).replace(folder / file)
+    return hosts
+
+
+def certificate_end(certificate: bytes) -> datetime:
+    """Return until when a certificate (PEM) is valid, in UTC."""
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 def certificate_hosts(certificate: bytes) -> list[str]:

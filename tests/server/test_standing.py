@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from server.cli import app
 from server.home import ServerHome
-from server.standing import Standing, open_runs, standing
+from server.standing import Standing, halt, open_runs, release, standing
+from shared.errors import CoordinatorError
+from shared.study import Study
+
+PLAN = {"format": 2, "name": "lungs", "task": {"classes": ["a", "b"]}}
 
 
 def begun(folder: Path, *events: str) -> Path:
@@ -32,7 +38,8 @@ def begun(folder: Path, *events: str) -> Path:
     ],
 )
 def test_how_a_run_stands(tmp_path: Path, events: tuple[str, ...], expected: Standing) -> None:
-    assert standing(begun(tmp_path / "r", *events)) == expected
+    it = standing(begun(tmp_path / "r", *events))
+    assert (it.state, it.starts) == (expected.state, expected.starts)
 
 
 def test_a_run_that_was_handed_over_and_has_said_nothing_is_open(tmp_path: Path) -> None:
@@ -46,4 +53,37 @@ def test_a_run_that_was_handed_over_and_has_said_nothing_is_open(tmp_path: Path)
 def test_open_runs_are_found_by_name(tmp_path: Path) -> None:
     begun(tmp_path / "runs" / "a", "run-started")
     begun(tmp_path / "runs" / "b", "run-started", "run-finished")
-    assert open_runs(ServerHome(tmp_path)) == {"a": Standing("open", 1)}
+    assert open_runs(ServerHome(tmp_path)).keys() == {"a"}
+
+
+def test_a_run_that_is_halted_is_not_open_and_one_that_is_stopped_stays_so(tmp_path: Path) -> None:
+    home = ServerHome.create(tmp_path / "s", "127.0.0.1:1", 1, ["localhost"])
+    home.add_site("North", 7, "key")
+    folder = home.create_run("r", Study.model_validate(PLAN))
+    (folder / "events.jsonl").write_text(
+        '{"event": "run-started"}\n{"event": "round-finished", "round": 3, "time": "2026-01-01"}\n'
+    )
+    assert open_runs(home).keys() == {"r"}
+    halt(home, "r", "paused")
+    assert open_runs(home) == {}
+    listed = json.loads(typed("runs", home, "--json"))
+    assert listed == [
+        {"run": "r", "state": "paused", "starts": 0, "round": 3, "time": "2026-01-01"}
+    ]
+    assert "paused" in typed("runs", home)
+    release(home, "r")
+    assert open_runs(home).keys() == {"r"}
+    typed("stop", home, "r")
+    assert standing(folder).state == "stopped"
+    with pytest.raises(CoordinatorError, match="stopped for good"):
+        typed("resume", home, "r")
+    with pytest.raises(CoordinatorError, match="there is no such run"):
+        typed("pause", home, "other")
+
+
+def typed(command: str, home: ServerHome, *words: str) -> str:
+    return (
+        CliRunner()
+        .invoke(app, [command, "--home", str(home.path), *words], catch_exceptions=False)
+        .output
+    )

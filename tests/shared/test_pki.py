@@ -71,3 +71,28 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="has a key already"):
         pki.create_node_key(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_renewed_certificate_is_of_the_same_authority_and_for_more_hosts(tmp_path: Path) -> None:
+    pki.create_authority(tmp_path)
+    pki.issue_server_certificate(tmp_path, ["fl.example.org", "127.0.0.1"])
+    before, offline = (tmp_path / "server.pem").read_bytes(), tmp_path / "offline"
+    offline.mkdir()
+    (tmp_path / "ca.key").rename(offline / "ca.key")
+    with pytest.raises(CoordinatorError, match="cannot read the authority's key"):
+        pki.renew_server_certificate(tmp_path, [], tmp_path / "ca.key")
+    hosts = pki.renew_server_certificate(tmp_path, ["new.example.org"], offline / "ca.key")
+    after = (tmp_path / "server.pem").read_bytes()
+    assert set(hosts) == set(pki.certificate_hosts(after))
+    assert set(hosts) == {"fl.example.org", "127.0.0.1", "new.example.org"}
+    assert after != before
+    assert stat.S_IMODE((tmp_path / "server.key").stat().st_mode) == 0o600
+    certificate = x509.load_pem_x509_certificate(after)
+    certificate.verify_directly_issued_by(
+        x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
+    )
+    assert not (tmp_path / "ca.key").exists(), "what is kept offline must not come back unasked"
+    (tmp_path / "other").mkdir()
+    pki.create_authority(tmp_path / "other")
+    with pytest.raises(CoordinatorError, match="another authority's key"):
+        pki.renew_server_certificate(tmp_path, [], tmp_path / "other" / "ca.key")

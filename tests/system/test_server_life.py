@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from server import runs_cli
 from server.cli import app
 from server.home import ServerHome
 from shared.errors import CoordinatorError
+from shared.pki import certificate_hosts
 from shared.study import Study
 from simulations.phantoms import make_phantoms
 from simulations.processes import Processes, descendants
@@ -153,3 +155,27 @@ def test_a_run_nobody_begins_is_an_error_within_a_minute(served, monkeypatch) ->
     result = CliRunner().invoke(app, ["resume", "--home", str(server.home), "r"])
     assert isinstance(result.exception, CoordinatorError)
     assert "nothing works on the run" in str(result.exception)
+
+
+def test_a_paused_run_rests_until_it_is_resumed_and_a_new_certificate_is_taken(served) -> None:
+    server, federation = served
+    publish(federation, small_study())
+    federation.wait_for_event("r", "waiting-for-sites")
+    subprocess.run([CONSILIUM, "server", "pause", "--home", str(server.home), "r"], check=True)
+    federation.wait_for_event("r", "run-interrupted")
+
+    renew = [CONSILIUM, "server", "renew", "--home", str(server.home), "--host", "new.example.org"]
+    subprocess.run(renew, check=True)
+    server.wait_to_say("the SuperLink was started again")
+    assert "new.example.org" in presented(federation.home)
+    federation.start_node(federation.nodes[0])
+    federation.wait("node", lambda: (federation.nodes[0].home / "contact").exists())
+    assert len([e for e in federation.events("r") if e["event"] == "run-started"]) == 1
+    subprocess.run([CONSILIUM, "server", "resume", "--home", str(server.home), "r"], check=True)
+    federation.wait_for_event("r", "run-finished")
+
+
+def presented(home: ServerHome) -> list[str]:
+    """Return the names in the certificate the server shows."""
+    host, port = home.settings.fleet.split(":")
+    return certificate_hosts(ssl.get_server_certificate((host, int(port))).encode())
