@@ -267,7 +267,10 @@ def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> N
         "of a patient's, and not nothing."
     )
     console.print(accounts)
-    plans = Table("study", "purpose", "mechanism", "used", "of", "spare", "epsilon of all")
+    plans = Table(
+        *("study", "purpose", "mechanism", "used", "of", "spare", "epsilon of all"),
+        *("patients", "without budget"),
+    )
     for plan in report.plans:
         noise = (
             f"Gaussian, noise {plan.noise_multiplier:.3f} x clip, rate {plan.sampling_rate:g}, "
@@ -283,6 +286,8 @@ def _print(report: SpendingReport, console: Console, names: dict[str, str]) -> N
             str(plan.uses),
             str(plan.spares),
             f"{plan.epsilon:g}",
+            str(plan.joined),
+            str(plan.left_out),
         )
     console.print("Mechanisms and rounds:")
     console.print(plans)

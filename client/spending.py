@@ -21,6 +21,7 @@ from client.privacy.groups import (
     group_patients,
     joined,
     key_of,
+    left_out,
     plans_of,
     uses_of,
 )
@@ -45,6 +46,8 @@ class PlanReport(Record):
         committed: Uses that were carried out.
         uses: Most uses; the noise is calibrated for this many.
         spares: Part of `uses` kept for repeats.
+        joined: How many patients are charged by it; who opted out since is one of them.
+        left_out: How many take no part for want of budget.
     """
 
     study: str
@@ -59,6 +62,8 @@ class PlanReport(Record):
     epsilon: float
     delta: float
     closed: bool
+    joined: int
+    left_out: int
 
 
 class Account(Record):
@@ -120,13 +125,17 @@ def spending_report(ledger: Ledger, limits: Limits) -> SpendingReport:
     """
     entries, members = ledger.entries(), ledger.members()
     charges, have = charges_of(entries), joined(entries, members)
+    without = left_out(entries, members)
     accounts = []
     for study in dict.fromkeys(key[0] for key in have):
         own = {key: patients for key, patients in have.items() if key[0] == study}
         accounts += _merged(_study_accounts(study, charges, own))
     lifetime = _merged(_lifetime_accounts(charges, have, account_orders(entries, members), limits))
     return SpendingReport(
-        plans=tuple(_plan_report(plan, entries) for plan in plans_of(entries).values()),
+        plans=tuple(
+            _plan_report(plan, entries, have.get(key, frozenset()), without.get(key, frozenset()))
+            for key, plan in plans_of(entries).items()
+        ),
         accounts=(*accounts, *lifetime),
         patients=sum(account.patients for account in lifetime),
         opted_out=len(ledger.opted_out()),
@@ -224,7 +233,9 @@ def _merged(found: Sequence[tuple[Account, frozenset[str]]]) -> list[Account]:
     ]
 
 
-def _plan_report(plan: Plan, entries: Sequence[Entry]) -> PlanReport:
+def _plan_report(
+    plan: Plan, entries: Sequence[Entry], taking: frozenset[str], without: frozenset[str]
+) -> PlanReport:
     done = {e.refers for e in entries if e.kind == "commit"}
     committed = sum(
         e.uses
@@ -237,4 +248,6 @@ def _plan_report(plan: Plan, entries: Sequence[Entry]) -> PlanReport:
         used=uses_of(entries, *key_of(plan)),
         committed=committed,
         closed=plan.study in closed_studies(entries),
+        joined=len(taking - {EVERYONE}),
+        left_out=len(without),
     )

@@ -130,6 +130,9 @@ def test_who_cannot_afford_all_of_a_study_takes_no_part_and_the_others_do(path: 
             ANN_BOB
         )
         assert charged(ledger)[people("eve")] == epsilon([Mechanism(2, 1, 5)], DELTA)
+        # The site is told how many.
+        told = {plan.study: plan for plan in spending_report(ledger, low).plans}
+        assert (told["c" * 64].joined, told["c" * 64].left_out) == (2, 1)
         # Once and for all of the study, although closing the other has made room.
         ledger.close_study(costly.study)
         assert join(ledger, ANN_BOB_EVE, costly_too, low) == ANN_BOB
