@@ -216,7 +216,8 @@ def _lines(
             raise DataError(
                 f"line {number} of the {source.name} has more cells than there are names",
                 source.where,
-                "Put a cell that holds the separator, such as a decimal comma, in quotation marks",
+                "Put a cell that holds the separator, such as a decimal comma, in quotation marks, "
+                "or give its column a name",
             )
         if any(cell.strip() for cell in cells):
             found = (
