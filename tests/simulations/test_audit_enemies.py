@@ -42,6 +42,7 @@ def test_the_command_lets_all_enemies_loose_and_none_tells_the_product_apart() -
     assert "Company: " in shown.output
     assert f"Free bits: 0 of {len(list(cases()))} pairs" in shown.output
     assert "one of a million audits" in shown.output
+    assert "take no part" not in shown.output  # what hospitals log for their own staff
 
 
 def test_a_report_is_json_and_names_what_was_told_apart() -> None:
