@@ -201,8 +201,8 @@ def approve(
     from client.approvals import Approvals, declared_size
     from client.data.cohort import load_cohort
     from client.hospital import open_hospital
-    from client.judge import check_accepted, check_size, exact_scores
-    from client.outlook import outlook
+    from client.judge import check_accepted, check_size, doubts, exact_scores
+    from client.outlook import doubt_of_room, outlook
 
     site = load_site(home)
     approvals, policy = Approvals(site), site.config.policy
@@ -215,9 +215,11 @@ def approve(
     size = declared_size(_patients(site, cohort, patients))
     check_size(study, size, cohort)
     approvals.check(study, size)
-    accepted = check_accepted(cohort, study, policy, accept or [])
+    hospital = open_hospital(home)
+    found = doubts(cohort, study, policy) + doubt_of_room(hospital, study, size, cohort)
+    accepted = check_accepted(found, study, accept or [])
     exact = exact_scores(policy, study, cohort.held_out)
-    for line in outlook(open_hospital(home), study, size, cohort):
+    for line in outlook(hospital, study, size, cohort):
         typer.echo(line)
     note(site, "study-approved", by, study.digest, patients=size, accepted=accepted)
     approvals.approve_study(study, by, size, exact=exact)
@@ -252,19 +254,21 @@ def data(
     from client.data.report import describe_report
     from client.hospital import open_hospital
     from client.judge import doubts
-    from client.outlook import outlook
+    from client.outlook import doubt_of_room, outlook
     from shared.study import load_study
 
     site, plan = load_site(home), load_study(study)
     cohort = load_cohort(site, plan)
     for line in describe_report(cohort.report):
         typer.echo(line)
-    for doubt in doubts(cohort, plan, site.config.policy):
+    hospital, size = open_hospital(home), declared_size(max(1, cohort.patients))
+    found = doubts(cohort, plan, site.config.policy) + doubt_of_room(hospital, plan, size, cohort)
+    for doubt in found:
         typer.echo(f"Your policy asks for more ({doubt.condition}): {doubt.what}.")
     if cohort.patients:
-        for line in outlook(open_hospital(home), plan, declared_size(cohort.patients), cohort):
+        for line in outlook(hospital, plan, size, cohort):
             typer.echo(line)
-        typer.echo(f"To approve it, declare about {declared_size(cohort.patients)} patients.")
+        typer.echo(f"To approve it, declare about {size} patients.")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from client.site import Policy
 from shared.errors import DataError, StudyError
 from shared.study import Study
 
-ConditionName = Literal["min-patients", "min-patients-per-class", "set-aside", "values"]
+ConditionName = Literal["min-patients", "min-patients-per-class", "set-aside", "values", "room"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,13 @@ def doubts(cohort: Cohort, study: Study, policy: Policy) -> list[Doubt]:
 
 
 def check_accepted(
-    cohort: Cohort, study: Study, policy: Policy, accept: Sequence[str]
+    found: Sequence[Doubt], study: Study, accept: Sequence[str]
 ) -> list[ConditionName]:
     """Refuse to approve a study with a cohort unless a person accepts what speaks against it.
 
     Args:
-        cohort: The patients there are.
+        found: What does.
         study: The plan.
-        policy: The policy.
         accept: Conditions that may go unmet.
 
     Returns:
@@ -57,7 +56,6 @@ def check_accepted(
     Raises:
         DataError: There are others.
     """
-    found = doubts(cohort, study, policy)
     names = list(dict.fromkeys(doubt.condition for doubt in found))
     left = [doubt for doubt in found if doubt.condition not in accept]
     if not left:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from client.data.patients import Cohort
 from client.hospital import Hospital
+from client.judge import Doubt
 from client.policy import limits
 from client.privacy.account import Limits, allowance, best_order, divergence, part_of
 from client.privacy.budget import Wanted, decide
@@ -54,6 +55,35 @@ def outlook(
     return [line for line in lines if line]
 
 
+def doubt_of_room(hospital: Hospital, study: Study, patients: int, cohort: Cohort) -> list[Doubt]:
+    """Return that so few have room for a study that it would train on hardly more than noise.
+
+    Nobody else can tell: in what a site sends, patients without room do not show.
+
+    Args:
+        hospital: The site.
+        study: The study.
+        patients: Declared size of the cohort.
+        cohort: Its patients.
+    """
+    policy, here = hospital.site.config.policy, frozenset(cohort.train.patients)
+    try:
+        train, _ = _plans(study, study.training_size(patients), policy)
+    except StudyError:
+        return []  # `outlook` says why there is no such study
+    with hospital.ledger() as ledger:
+        out = _without_room(ledger, train, here - ledger.opted_out(), limits(policy))
+    if not out or len(here - out) >= policy.min_patients:
+        return []
+    return [
+        Doubt(
+            "room",
+            f"{len(here - out)} of {len(here)} patients to train on have room for the study in "
+            f"policy.max_epsilon_per_patient; policy.min_patients is {policy.min_patients}",
+        )
+    ]
+
+
 def _plans(study: Study, size: int, policy: Policy) -> tuple[list[Plan], list[Plan]]:
     """Return the plans of the two sides of a study."""
     train = [training_plan(study, size)]
@@ -77,9 +107,7 @@ def _room(
 ) -> str:
     """Say how many of some patients could join all of these plans, now."""
     here = frozenset(patients) - ledger.opted_out()
-    wanted = [Wanted(plan, here) for plan in plans]
-    decisions = decide(ledger.entries(), ledger.members(), wanted, granted)
-    out = frozenset[str]().union(*(d.patients for d in decisions if not d.joins))
+    out = _without_room(ledger, plans, here, granted)
     if not here or not plans:
         return ""
     if patients == {NEWCOMER}:
@@ -88,3 +116,12 @@ def _room(
     return (
         f"Of {len(patients)} {who}, {len(here - out)} have room for it, {len(out)} have not{rest}."
     )
+
+
+def _without_room(
+    ledger: Ledger, plans: Collection[Plan], patients: frozenset[str], granted: Limits
+) -> frozenset[str]:
+    """Return those of some patients who could not join all of these plans, now."""
+    wanted = [Wanted(plan, patients) for plan in plans]
+    decisions = decide(ledger.entries(), ledger.members(), wanted, granted)
+    return frozenset[str]().union(*(d.patients for d in decisions if not d.joins))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from client.policy import limits
 from client.privacy.budget import Wanted
 from client.privacy.plans import Plan
 from client.site import load_site
+from shared.errors import DataError
 from shared.study import Study
 
 SITE = """name = "ward"
@@ -117,3 +119,17 @@ def test_a_budget_that_nobody_has_is_told(tmp_path: Path) -> None:
     offered = study(8.0)
     home = home_with(tmp_path, offered, budget=5)
     assert "For somebody new there is no room." in run(*commands(home, offered)["show"])
+
+
+def test_a_study_that_hardly_anybody_has_room_for_is_not_approved_by_mistake(
+    tmp_path: Path,
+) -> None:
+    offered = study(3)
+    home = home_with(tmp_path, offered, budget=3)  # what a study of 3 takes is above 3 for life
+    approve = ["approve", "--home", str(home), offered.digest, "--by", "A", "--patients", "60"]
+    refused = CliRunner().invoke(app, approve)
+    assert isinstance(refused.exception, DataError)
+    assert re.search(r"^0 of \d+ patients to train on have room", str(refused.exception))
+    assert "--accept room" in str(refused.exception)
+    assert not Approvals(load_site(home)).is_approved(offered.digest)
+    assert "Approved ages" in run(*approve, "--accept", "room")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from client.hospital import open_hospital
 from simulations.processes import descendants
 
 pytestmark = pytest.mark.system
@@ -66,6 +67,10 @@ def test_three_hospitals_train_one_model_and_leave_a_report(tmp_path: Path) -> N
     assert len(card["sites"]) == 3
     for site in card["sites"].values():
         assert 0 < site["epsilon"] <= 8.0
+    for name in card["sites"]:  # all have room for it: none is noise in place of a patient
+        with open_hospital(out / "work" / name).ledger() as ledger:
+            assert {e.kind for e in ledger.entries()} >= {"join"}
+            assert "leave-out" not in {e.kind for e in ledger.entries()}
     weights = load_file(out / "model.safetensors")
     assert sum(array.size for array in weights.values()) < 200_000
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
