@@ -165,6 +165,7 @@ def _accept(
         if request.task == "evaluate":
             check_tuning(hospital, ledger, plans.training, request, study, model)
     # What could stop the answer from being kept or logged must show before anything is spent.
+    ledger.check_clock()
     hospital.outbox.check_room(weights)
     hospital.log(event(request, "round-started", patients=plans.size))
     return Job(

@@ -32,7 +32,7 @@ from client.privacy.ledger_entries import (
     use_plan,
     use_up,
 )
-from client.privacy.ledger_store import Clock, LedgerStore, hold
+from client.privacy.ledger_store import Clock, LedgerStore, check_clock, hold
 from client.privacy.plans import Plan
 from client.vault import Vault
 from shared.errors import PolicyRefusal
@@ -101,7 +101,7 @@ class Ledger:
         It stands for the whole ledger up to there, private entries included, and is the same
         whether or not private ones follow.
         """
-        last = [entry for entry in self.entries() if entry.kind not in PRIVATE][-1]
+        last = self._last()
         return LedgerHead(entries=last.number, hash=last.hash)
 
     def check_head(
@@ -295,8 +295,20 @@ class Ledger:
 
     def rounds_today(self) -> int:
         """Return how many rounds of training were reserved on the current day (UTC)."""
-        entries = self.entries()
-        return rounds_on(max(self._store.now(), entries[-1].when).astimezone(UTC).date(), entries)
+        today = max(self._store.now(), self._last().when).astimezone(UTC).date()
+        return rounds_on(today, self.entries())
+
+    def check_clock(self) -> None:
+        """Refuse now what `join` and `reserve` would, should the clock have been set back.
+
+        Raises:
+            LedgerError: It was; a person can accept it (`accept_clock`).
+        """
+        check_clock(self._last(), self._store.now())
+
+    def _last(self) -> Entry:
+        """Return the last entry that is not private: what follows from it tells of no patient."""
+        return [entry for entry in self.entries() if entry.kind not in PRIVATE][-1]
 
     def lost_heads(self, sent: LedgerHead | None = None) -> tuple[LedgerHead, ...]:
         """Return the heads that were seen elsewhere and are not in this ledger, oldest first.

@@ -178,12 +178,7 @@ class Transaction:
         last = self.entries[-1] if self.entries else None
         time = self._now()
         if last and entry.kind != "clock":
-            if time < last.when - CLOCK_TOLERANCE:
-                raise LedgerError(
-                    "the clock was set back: the last ledger entry is later than now",
-                    last.time,
-                    "Correct it; if it is right now, run `consilium site ledger accept-clock`",
-                )
+            check_clock(last, time)
             time = max(time, last.when)
         linked = link(entry, last, time, self._mac)
         self._connection.execute(_APPEND, vars(linked))
@@ -225,6 +220,20 @@ class Transaction:
         members = self.members()
         return frozenset().union(
             *(members[e.cohort] for e in self.entries if e.kind == "opt-out" and e.cohort)
+        )
+
+
+def check_clock(last: Entry, now: datetime) -> None:
+    """Refuse to go on where the clock was set back behind an entry.
+
+    Raises:
+        LedgerError: It was, by more than the tolerance.
+    """
+    if now < last.when - CLOCK_TOLERANCE:
+        raise LedgerError(
+            "the clock was set back: the last ledger entry is later than now",
+            last.time,
+            "Correct it; if it is right now, run `consilium site ledger accept-clock`",
         )
 
 

@@ -172,6 +172,41 @@ def test_nothing_leaves_without_an_audit_line(ward: Ward) -> None:
     assert ("reserve", "train") not in ward.kinds()
 
 
+def test_a_clock_set_back_is_refused_before_data_is_read_until_a_person_accepts_it(
+    ward: Ward,
+) -> None:
+    study = ward.study()
+    ward.approve(study)
+    assert ward.ask(study, 1).outcome == "update"
+    ward.time -= timedelta(hours=1)
+    assert ward.code(ward.ask(study, 2)) == "ledger-invalid"
+    assert ward.loads == 1
+    with ward.hospital().ledger() as ledger:
+        ledger.accept_clock()
+    assert ward.ask(study, 2).outcome == "update"
+
+
+def test_whether_a_patient_opted_out_before_the_clock_was_corrected_does_not_show(
+    make_ward: MakeWard,
+) -> None:
+    codes = []
+    for name in ("one", "other"):
+        ward = make_ward(name, max_rounds_per_day=1)
+        study = ward.study()
+        ward.approve(study)
+        ward.time = datetime(2026, 3, 1, 23, 58, tzinfo=UTC)
+        assert ward.ask(study, 1).outcome == "update"
+        if name == "other":
+            ward.time += timedelta(minutes=4)  # past midnight, by a clock that is fast
+            with ward.hospital().ledger() as ledger:
+                ledger.opt_out(ward.pseudonym("train-0"))
+            ward.time -= timedelta(minutes=3)
+        else:
+            ward.time += timedelta(minutes=1)
+        codes.append(ward.code(ward.ask(study, 2)))
+    assert codes == ["policy-rounds"] * 2
+
+
 def test_a_full_disk_is_noticed_before_anything_is_spent(ward: Ward) -> None:
     study = ward.study()
     ward.approve(study)
