@@ -317,9 +317,27 @@ class Approvals:
             SiteError: It is gone, is not the one that studies were approved under, or cannot be
                 used.
         """
-        if not self._site.split_key.exists() and self._site.ledger.exists():
+        known = self._split_key()
+        if not known and not self._site.split_key.exists() and self._site.ledger.exists():
             log.warning("this home has no split key yet and gets one: add split.key to its backup")
-        return open_split_key(self._site.split_key, self._split_key())
+        return open_split_key(self._site.split_key, known)
+
+    def propose_size(self, found: int) -> int:
+        """Return the size to propose to a person: the one declared last, or about what was found.
+
+        Whom a study counts is its author's choice. Numbers that followed each study's count would
+        tell of one patient by their differences.
+
+        Args:
+            found: Patients that a study finds, at least 1.
+
+        Returns:
+            The size declared last, unless it is more than twice off; else one digit of the number.
+        """
+        before = sorted(self._decided(), key=lambda approval: approval.time)
+        near = [a.patients for a in before if found <= 2 * a.patients and a.patients <= 2 * found]
+        unit = 10 ** (len(str(found)) - 1)
+        return near[-1] if near else (found + unit // 2) // unit * unit
 
     def check_import(self, key: bytes) -> None:
         """Refuse to replace the split key of a site that has approved a study.

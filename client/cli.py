@@ -249,7 +249,7 @@ def data(
     study: Annotated[Path, typer.Argument(help="a study.toml")],
 ) -> None:
     """Read the images and labels as the study would, and say what can be used and what not."""
-    from client.approvals import declared_size
+    from client.approvals import Approvals, declared_size
     from client.data.cohort import load_cohort
     from client.data.report import describe_report
     from client.hospital import open_hospital
@@ -268,7 +268,8 @@ def data(
     if cohort.patients:
         for line in outlook(hospital, plan, size, cohort):
             typer.echo(line)
-        typer.echo(f"To approve it, declare about {size} patients.")
+        proposed = Approvals(site).propose_size(cohort.patients)
+        typer.echo(f"To approve it, declare about {proposed} patients.")
 
 
 @app.command()
@@ -352,11 +353,11 @@ def _patients(site: Site, cohort: Cohort, given: int | None) -> int:
     Raises:
         SiteError: Nobody named it, and nobody can be asked.
     """
-    from client.approvals import declared_size
+    from client.approvals import Approvals
 
     if number := given or site.config.data.patients:
         return number
-    found = declared_size(max(1, cohort.patients))
+    found = Approvals(site).propose_size(max(1, cohort.patients))
     if not sys.stdin.isatty():
         raise SiteError(
             "the size of the cohort must be declared, and --patients does not say it",

@@ -156,7 +156,7 @@ def _set_aside(report: DataReport, policy: Policy) -> Iterator[Doubt]:
 
 def _values(report: DataReport, policy: Policy) -> Iterator[Doubt]:
     """Yield columns most of whose values say nothing, as of a wrong unit or spelling."""
-    for column in report.columns:
+    for column in (*report.columns, *report.findings):
         strange = column.unclear + column.outside
         if strange > policy.max_set_aside * report.labelled:
             yield Doubt(

@@ -176,7 +176,32 @@ def test_the_data_report_proposes_a_rounded_size(tmp_path: Path) -> None:
         '[table]\ncolumns = [{name = "age", low = 0, high = 100}]\n[model]\nname = "table"\n'
     )
     said = run("data", str(tmp_path / "study.toml"), "--home", str(home))
-    assert "declare about 160 patients" in said
+    assert "declare about 200 patients" in said
+
+
+def test_the_size_proposed_for_a_study_does_not_follow_its_own_count(tmp_path: Path) -> None:
+    home = home_with(tmp_path, "")
+    fewer = Study.model_validate(
+        TABLE | {"name": "healthy-only", "task": {"classes": ("healthy", "x")}}
+    )
+    with (tmp_path / "patients.csv").open("a") as table:
+        table.write("Q-1,ill,50\n")
+    Approvals(load_site(home)).offer(fewer.digest, fewer.canonical())
+    assert "About 60 patients are here" in str(approve(home, None).exception)
+    approve(home, 55)
+    assert "About 55 patients are here" in str(approve(home, None, fewer).exception)
+
+
+def test_a_finding_spelled_otherwise_is_for_a_person_to_judge(tmp_path: Path) -> None:
+    task = {"classes": ("fluid", "mass"), "findings": True}
+    study = Study.model_validate(TABLE | {"task": task})
+    home = home_with(tmp_path, "", study=study)
+    rows = [f"P-{i},{i % 2},{('no', 'yes')[i % 2]},{i}" for i in range(FOUND)]
+    (tmp_path / "patients.csv").write_text("\n".join(["patient,fluid,mass,age", *rows]) + "\n")
+    error = str(approve(home, 60, study).exception)
+    assert "60 of 60 rows of column mass are not understood" in error
+    assert "--accept values" in error
+    assert not Approvals(load_site(home)).is_approved(study.digest)
 
 
 @pytest.mark.parametrize("setting", ["refuse", "image-is-patient"])

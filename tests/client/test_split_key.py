@@ -53,24 +53,26 @@ def test_a_home_of_an_earlier_release_gets_a_key_of_its_own_once_and_is_told(
 
 @pytest.mark.parametrize("fault", ["gone", "replaced"])
 def test_a_site_goes_on_with_the_key_it_approved_a_study_under_or_not_at_all(
-    ward: Ward, fault: str
+    ward: Ward, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = ward.study()
     ward.approve(plan)
+    assert ward.ask(plan, 1).outcome == "update"
     path = ward.hospital().site.split_key
     whole, loads = path.read_bytes(), ward.loads
     path.unlink()
     if fault == "replaced":
         path.write_bytes(bytes(32))
         path.chmod(0o600)
-    assert ward.code(ward.ask(plan, 1)) == "site-unready"
+    assert ward.code(ward.ask(plan, 2)) == "site-unready"
     assert ward.loads == loads, "the cohort was opened"
+    assert "gets one" not in caplog.text
     with pytest.raises(SiteError, match=rf"Restore split.key, fingerprint {fingerprint(whole)}"):
         ward.hospital().approvals.open_split_key()
     assert path.exists() == (fault == "replaced"), "a new key was made in silence"
     path.write_bytes(whole)
     path.chmod(0o600)
-    assert ward.ask(plan, 1).outcome == "update"
+    assert ward.ask(plan, 2).outcome == "update"
 
 
 def test_hospitals_with_the_same_patients_may_share_a_key_by_hand(tmp_path: Path) -> None:
