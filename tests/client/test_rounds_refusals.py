@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from client.outbox import SPARE_BYTES
 from client.rounds import handle
 from client.site import Site
 from shared.errors import SiteError
@@ -217,3 +219,15 @@ def test_a_full_disk_is_noticed_before_anything_is_spent(ward: Ward) -> None:
     with pytest.raises(SiteError, match="disk space"):
         ward.hospital().outbox.check_room({name: huge})
     ward.hospital().outbox.check_room(initial_weights(study))
+
+
+def test_what_comes_along_with_a_question_for_statistics_does_not_measure_the_disk(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = ward.study(training={"loss": {"name": "class-balanced"}})
+    ward.approve(study)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * SPARE_BYTES))
+    along = {"x": np.zeros(SPARE_BYTES, np.float32)}
+    with pytest.raises(SiteError, match="disk space"):
+        ward.hospital().outbox.check_room(along)
+    assert ward.ask(study, 0, task="describe", weights=along).outcome == "described"
