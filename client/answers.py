@@ -10,7 +10,7 @@ from client.hospital import Hospital
 from client.outbox import Kept, Parcel, digest
 from client.privacy.ledger import Ledger
 from client.session import Session
-from client.spending import study_epsilon
+from client.spending import study_budget, study_epsilon
 from shared.errors import (
     ConsiliumError,
     LedgerError,
@@ -122,7 +122,7 @@ def _spending(ledger: Ledger, study: Study) -> Spending | None:
     entries = ledger.entries()
     return Spending(
         epsilon=study_epsilon(entries, plan),
-        budget=plan.epsilon,
+        budget=study_budget(entries, study.digest),
         delta=plan.delta,
         noise_multiplier=plan.noise_multiplier,
         sampling_rate=plan.sampling_rate,

@@ -160,6 +160,14 @@ def study_epsilon(entries: Sequence[Entry], plan: Plan) -> float:
     return max(epsilon_of(side, plan.delta) for side in (training, held_out))
 
 
+def study_budget(entries: Sequence[Entry], study: str) -> float:
+    """Return what all uses of a study's plans may cost a patient: the larger of both sides.
+
+    One side costs less where its noise was raised (`shared.accounting.LEAST_NOISE`).
+    """
+    return max(plan.epsilon for key, plan in plans_of(entries).items() if key[0] == study)
+
+
 def _study_accounts(
     study: str, charges: Mapping[Key, Charge], have: Mapping[Key, frozenset[str]]
 ) -> list[tuple[Account, frozenset[str]]]:

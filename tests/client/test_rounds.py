@@ -67,6 +67,19 @@ def test_what_a_reply_says_was_spent_is_what_the_accountant_says(ward: Ward) -> 
     assert epsilon([replace(scores, steps=5)], 1e-5) <= 8
 
 
+def test_what_a_reply_says_was_spent_is_within_the_budget_it_says(make_ward: MakeWard) -> None:
+    # Training costs less than the study's epsilon, as its noise was raised; the scores cost all.
+    ward = make_ward(max_epsilon_per_study=20, max_epsilon_per_patient=100)
+    study = ward.study(privacy={"epsilon": 20.0}, training={"sampling_rate": 0.1, "local_steps": 1})
+    ward.approve(study)
+    for number in (1, 2, 3):
+        ward.ask(study, number)
+    spending = ward.ask(study, 4, task="evaluate").spending
+    training = Mechanism(spending.noise_multiplier, 0.1, 4)
+    assert spending.noise_multiplier == 0.5
+    assert epsilon([training], 1e-5) < spending.epsilon <= spending.budget == 20.0
+
+
 def test_the_closing_evaluation_evaluates_only(ward: Ward) -> None:
     study = ward.study()
     ward.approve(study)
