@@ -117,7 +117,7 @@ def tell(
 
 
 def _find(book: AttentionBook, digest: str) -> Attention:
-    found = [each for each in book.waiting() if each.study.startswith(digest)]
+    found = [each for each in book.waiting() if digest and each.study.startswith(digest)]
     if len(found) != 1:
         raise SiteError(
             "no such study waits" if not found else "several studies begin like this",

@@ -12,7 +12,7 @@ import typer
 
 from client import care_cli, privacy_cli
 from client.care_cli import note
-from client.privacy_cli import By, Home
+from client.privacy_cli import By, Home, whole_digest
 from client.site import Site, load_site
 from shared import logs
 from shared.errors import SiteError
@@ -127,7 +127,7 @@ def decline(home: Home, digest: Digest, by: By) -> None:
 
     site = load_site(home)
     approvals = Approvals(site)
-    whole = _whole(digest, [study.digest for study in approvals.offered()])
+    whole = whole_digest(digest, [study.digest for study in approvals.offered()])
     note(site, "study-declined", by, whole)
     approvals.decline(whole)
     typer.echo(f"Declined {whole}. To take that back, approve it.")
@@ -208,7 +208,7 @@ def approve(
     approvals, policy = Approvals(site), site.config.policy
     outdated = [study.digest for study in approvals.outdated()]
     offers = [*approvals.offered(), *approvals.declined()]
-    whole = _whole(digest, [each.digest for each in offers] + outdated)
+    whole = whole_digest(digest, [each.digest for each in offers] + outdated)
     approvals.refuse_outdated(whole)
     study = approvals.find_offer(whole)
     cohort = load_cohort(site, study)
@@ -237,7 +237,7 @@ def revoke(home: Home, digest: Digest, by: By) -> None:
     site = load_site(home)
     approvals = Approvals(site)
     outdated = [study.digest for study in approvals.outdated() if study.state == "approved"]
-    whole = _whole(digest, [approval.digest for approval in approvals.approved()] + outdated)
+    whole = whole_digest(digest, [approval.digest for approval in approvals.approved()] + outdated)
     note(site, "study-revoked", by, whole)
     approvals.revoke(whole)
     typer.echo(f"Revoked {whole}.")
@@ -331,20 +331,9 @@ def _need(path: Path | None, is_one: Callable[[Path], bool], kind: str) -> None:
 def _known(approvals: Approvals, digest: str) -> Study:
     """Return the study of a digest's first digits, be it offered, approved or revoked."""
     known = approvals.plans()
-    whole = _whole(digest, [*known, *(study.digest for study in approvals.outdated())])
+    whole = whole_digest(digest, [*known, *(study.digest for study in approvals.outdated())])
     approvals.refuse_outdated(whole)
     return known[whole]
-
-
-def _whole(digest: str, known: list[str]) -> str:
-    found = [each for each in known if each.startswith(digest)]
-    if len(found) != 1:
-        raise SiteError(
-            "no such study" if not found else "several studies begin like this",
-            digest,
-            "`consilium site studies` lists them",
-        )
-    return found[0]
 
 
 def _patients(site: Site, cohort: Cohort, given: int | None) -> int:

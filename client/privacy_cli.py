@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,33 @@ def _person(by: str) -> str:
             "Give a name and, if you like, the office held",
         )
     return by
+
+
+def _patient(patient: str) -> str:
+    """Check a patient's id before anything is noted of it."""
+    if not patient.strip() or not patient.isprintable():
+        raise SiteError(
+            "a patient's id must be printable characters, in UTF-8",
+            "PATIENT",
+            "Give the id as in the table",
+        )
+    return patient
+
+
+def whole_digest(digest: str, known: Collection[str]) -> str:
+    """Return the one known digest that begins like this.
+
+    Raises:
+        SiteError: There is none, or there are several.
+    """
+    found = [each for each in known if digest and each.startswith(digest)]
+    if len(found) != 1:
+        raise SiteError(
+            "no such study" if not found else "several studies begin like this",
+            digest,
+            "`consilium site studies` lists them",
+        )
+    return found[0]
 
 
 Home = Annotated[Path, typer.Option("--home", help="the node's home folder")]
@@ -83,7 +111,9 @@ def verify(
 @app.command("opt-out")
 def opt_out(
     home: Home,
-    patient: Annotated[str, typer.Argument(help="the patient's id as in the table")],
+    patient: Annotated[
+        str, typer.Argument(help="the patient's id as in the table", callback=_patient)
+    ],
     by: By,
 ) -> None:
     """Take a patient out of every round from the next on; what was spent stays charged."""
@@ -191,7 +221,9 @@ def accept_server(home: Home, by: By) -> None:
 
 @ledger_app.command("close-study")
 def close_study(
-    home: Home, digest: Annotated[str, typer.Argument(help="the study's whole digest")], by: By
+    home: Home,
+    digest: Annotated[str, typer.Argument(help="the study's digest, or its first digits")],
+    by: By,
 ) -> None:
     """End a study here for good: its patients are charged what was used, and no more."""
     from client.audit import Event
@@ -199,9 +231,10 @@ def close_study(
 
     hospital = open_hospital(home)
     with hospital.ledger() as ledger, ledger.locked():
-        hospital.log(Event(event="study-closed", study=digest, by=by))
-        ledger.close_study(digest)
-    typer.echo("Closed.")
+        whole = whole_digest(digest, ledger.studies().union(_names(hospital)))
+        hospital.log(Event(event="study-closed", study=whole, by=by))
+        ledger.close_study(whole)
+    typer.echo(f"Closed {whole}.")
 
 
 def _report(hospital: Hospital) -> SpendingReport:

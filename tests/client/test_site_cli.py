@@ -290,3 +290,31 @@ def test_who_decides_must_have_a_name_that_can_be_noted(
     assert str(error).startswith("who decides must be named in 1 to 200 printable characters")
     assert kinds(home) == before + (["approved ages"] if event == "study-revoked" else [])
     assert not (home / "audit.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("ledger", "close-study", STUDY.digest[:-1] + "x"), "no such study"),
+        (("ledger", "close-study", ""), "no such study"),
+        (("approve", "", "--patients", "60"), "no such study"),
+        (("opt-out", ""), "a patient's id must be"),
+        (("opt-out", "P-\udcff"), "a patient's id must be"),
+    ],
+)
+def test_what_names_nothing_is_not_noted_as_done(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    home = home_with(tmp_path, "")
+    result = CliRunner().invoke(app, [*words, "--home", str(home), "--by", "Dr. A"])
+    assert isinstance(result.exception, SiteError)
+    assert said in str(result.exception)
+    assert not (home / "audit.jsonl").exists()
+
+
+def test_a_study_is_closed_by_its_first_digits(tmp_path: Path) -> None:
+    home = home_with(tmp_path, "")
+    said = run("ledger", "close-study", STUDY.digest[:12], "--home", str(home), "--by", "Dr. A")
+    assert f"Closed {STUDY.digest}" in said
+    with open_hospital(home).ledger() as ledger:
+        assert [e.study for e in ledger.entries() if e.kind == "close"] == [STUDY.digest]
