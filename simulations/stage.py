@@ -145,13 +145,17 @@ def _prepared(parts: list[Images], study: Study) -> Iterator[Images]:
 
 
 def _seen(model: SeesWavelets, images: Images) -> Images:
-    """Make the first steps, on one thread: with more, the last bits might differ."""
+    """Make the first steps, on one thread and in full batches, lest the last bits differ."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    blank = np.zeros((_BATCH, *images.shape[1:]), images.dtype)
+    seen = []
     try:
         with torch.no_grad():
-            starts = range(0, max(1, len(images)), _BATCH)
-            return np.concatenate([model.see(torch.tensor(images[s : s + _BATCH])) for s in starts])
+            for start in range(0, max(1, len(images)), _BATCH):
+                part = images[start : start + _BATCH]
+                seen.append(model.see(torch.tensor(np.concatenate([part, blank[len(part) :]]))))
+        return np.concatenate(seen)[: len(images)]
     finally:
         torch.set_num_threads(threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,17 @@ def test_images_stay_where_the_first_steps_would_fill_the_memory(
     monkeypatch.setattr(stage, "MOST_SEEN", needed - 1)
     for before, after in staged(tmp_path / "images"):
         np.testing.assert_array_equal(after.images.numpy(), before.images)
+
+
+def test_what_is_made_of_an_image_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+    everyone = federation()
+    first = everyone.sites[0]
+    alone = dataclasses.replace(first, train=first.train.take([0]))
+    made = []
+    for number, site in enumerate((first, alone)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        here = dataclasses.replace(everyone, sites=(site, *everyone.sites[1:]))
+        side = write_stage(folder, here, plan())[0].train
+        made.append(Stage(folder).patients(side).images)
+    assert torch.equal(made[1], made[0][:1])
