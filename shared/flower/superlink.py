@@ -12,7 +12,6 @@ from typing import Any
 import shared.flower  # noqa: F401  (silences Flower before its first import)
 from shared.flower.quiet import log_quietly
 
-
 GRACE_SECONDS = 5.0
 """How long it may take to end by itself once its parent is gone."""
 
