@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 from sqlalchemy import Connection, bindparam, insert, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,6 +42,9 @@ _MEMBERS = select(member_table.c.patient).where(member_table.c.cohort == bindpar
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far the clock may go back (it is corrected over the network) before the ledger objects."""
+
+WAIT_SECONDS = 3.0
+"""How long to wait for a command that holds the ledger's lock."""
 
 
 class LedgerStore:
@@ -241,21 +246,33 @@ def check_clock(last: Entry, now: datetime) -> None:
 def hold(path: Path) -> Iterator[None]:
     """Hold a ledger's lock, which ends with the process, however that ends.
 
+    A person's command, an opt-out for instance, holds it for a moment, and no answer of the node
+    may tell of that: so a moment is waited for.
+
     Raises:
-        LedgerError: Another process holds it.
+        LedgerError: Another process holds it, and goes on to.
     """
+    deadline = time.monotonic() + WAIT_SECONDS
     with contextlib.ExitStack() as stack:
         with explained(path):
             file = stack.enter_context(open(path.with_suffix(".lock"), "ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LedgerError(
-                    "another process is in a round on this ledger",
-                    str(path),
-                    "Run one node per home, and wait for its round to end",
-                ) from None
+            while not _taken(file):
+                if time.monotonic() > deadline:
+                    raise LedgerError(
+                        "another process is in a round on this ledger",
+                        str(path),
+                        "Run one node per home, and wait for its round to end",
+                    )
+                time.sleep(0.02)
         yield
+
+
+def _taken(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

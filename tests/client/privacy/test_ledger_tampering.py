@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from ledger_kit import (
 from client.privacy.chain import Entry
 from client.privacy.groups import EVERYONE
 from client.privacy.ledger import Ledger
+from client.privacy.ledger_store import hold
 from client.vault import Vault
 from shared.accounting import Mechanism, epsilon
 from shared.errors import LedgerError, PolicyRefusal
@@ -301,3 +303,20 @@ def test_a_foreign_database_is_to_be_restored_and_not_a_matter_of_disk_space(
         ledger.members()
     assert "consilium site ledger recover" in error.value.todo
     assert "disk" not in error.value.todo
+
+
+def test_a_command_that_holds_the_ledger_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    path, taken, release = tmp_path / "ledger.sqlite", threading.Event(), threading.Event()
+
+    def command() -> None:
+        with hold(path):
+            taken.set()
+            release.wait(30)
+
+    thread = threading.Thread(target=command)
+    thread.start()
+    taken.wait(30)
+    threading.Timer(0.3, release.set).start()
+    with hold(path):
+        assert release.is_set()
+    thread.join()
