@@ -38,6 +38,8 @@ def export_key(home: Home, file: KeyFile, by: By) -> None:
     from client.split_key import fingerprint
     from client.vault import write_atomic
 
+    if file.exists():
+        raise SiteError("the file is there already", str(file), "Give another name")
     site = load_site(home)
     key = Approvals(site).open_split_key()
     note(site, "split-key-exported", by)

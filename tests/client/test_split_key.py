@@ -122,3 +122,12 @@ def test_a_key_never_changes_once_a_study_was_approved(tmp_path: Path, revoked: 
     assert "so it stays" in str(error)
     assert approvals.open_split_key() == before
     assert not site.audit_log.exists()
+
+
+def test_an_export_replaces_no_file(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "one")
+    own = Approvals(site).open_split_key()
+    refused = key_command(site, "export", str(site.home / "split.key"))
+    assert isinstance(refused.exception, SiteError)
+    assert "there already" in str(refused.exception)
+    assert Approvals(site).open_split_key() == own
