@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from client.hospital import Hospital
@@ -33,7 +34,7 @@ from simulations.stage import write_stage
 if TYPE_CHECKING:
     from shared.flower.simulation import Executor
     from shared.flower.workers import Workers, WorkerSettings
-    from simulations.build import Federation
+    from simulations.build import Federation, SiteData
 
 SCRATCH = "simulation"
 """Folder in a run's that is removed when the run is done."""
@@ -251,12 +252,23 @@ def _prepare(
         server_key=(folder / "server" / "server.pub").resolve(),
         device=device,
         sites=tuple(
-            SimulatedSite(name=site.name, patients=len(site.train) + len(site.held_out), sides=own)
+            SimulatedSite(name=site.name, patients=size_to_declare(site, study), sides=own)
             for site, own in zip(federation.sites, sides, strict=True)
         ),
     )
     write_atomically(folder / SCENE, scene.model_dump_json().encode())
     return scene
+
+
+def size_to_declare(site: SiteData, study: Study) -> int:
+    """Return the size from which the patients that a site trains on follow as a study has it.
+
+    A scenario holds out what it likes, and a study that drops incomplete patients may leave few.
+    """
+    train = site.train
+    if study.table is not None and study.table.missing == "drop":
+        train = train.take(np.flatnonzero(~np.isnan(train.images).any(axis=1)))
+    return max(1, round(len(train) / (1 - study.data.held_out)))
 
 
 _MEMORY = Path("/dev/shm")  # noqa: S108  (the folder made there is private)

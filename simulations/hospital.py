@@ -42,7 +42,7 @@ class SimulatedSite(BaseModel):
 
     Attributes:
         name: Its name, which its randomness follows from.
-        patients: How many the scenario deals it, which is the size it declares.
+        patients: The size it declares: what those it trains on follow from.
         sides: Its patients.
     """
 

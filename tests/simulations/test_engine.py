@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from experiment_kit import least_patients
 from federation_kit import LOCAL, ROUNDS, federation, study
 
 from client.hospital import Hospital
 from shared.errors import CoordinatorError, SimulationError
+from shared.study import Study
 from simulations.behaviour_plan import Behaviour, Dropout, Nonsense, Slow
-from simulations.engine import Resources, _prepare, close_workers, simulate
+from simulations.build import SiteData
+from simulations.engine import Resources, _prepare, close_workers, simulate, size_to_declare
+from simulations.patients import Patients
 
 
 def model(folder: Path) -> bytes:
@@ -226,3 +230,21 @@ def test_what_cannot_be_gone_on_with_begins_anew(
         for owner in Path("/dev/shm").glob("consilium-sites-*/owner"):
             if str(tmp_path) in owner.read_text():
                 shutil.rmtree(owner.parent)
+
+
+@pytest.mark.parametrize(("missing", "trains"), [("drop", 7), ("indicator", 10)])
+def test_a_hospital_declares_what_those_it_trains_on_follow_from(missing: str, trains: int) -> None:
+    rows = np.zeros((10, 2), np.float32)
+    rows[:3, 1] = np.nan
+    everybody = Patients(rows, np.arange(10), np.arange(10) % 2)
+    site = SiteData("ward", everybody, everybody.take(range(9)))
+    columns = [{"name": name, "low": 0, "high": 1} for name in ("age", "dose")]
+    plan = Study.model_validate(
+        {
+            "name": "rows",
+            "task": {"classes": ("no", "yes")},
+            "table": {"columns": columns, "missing": missing},
+            "model": {"name": "table"},
+        }
+    )
+    assert plan.training_size(size_to_declare(site, plan)) == trains
